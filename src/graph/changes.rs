@@ -1,0 +1,264 @@
+//! What is in a folder and what changed in it: delta rounds, lists by time of arrival, single messages.
+//!
+//! The invariant: a caller decides from what was told alone; a property that was not told is absent, not empty, and a
+//! link is followed only to where it came from.
+//! <https://learn.microsoft.com/graph/delta-query-messages>, <https://learn.microsoft.com/graph/api/user-list-messages>
+
+use chrono::{DateTime, Utc};
+use http::HeaderValue;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::{Graph, GraphError, PREFER, literal, moment, parse};
+use crate::http::{Call, add_query};
+
+/// Everything that is kept of a message. `internetMessageHeaders` is documented for lists and single messages; where
+/// a delta does not bring it the message is read once more.
+const SELECT: &str = "id,internetMessageId,conversationId,subject,from,sender,toRecipients,ccRecipients,bccRecipients,\
+     replyTo,receivedDateTime,sentDateTime,lastModifiedDateTime,importance,flag,categories,isRead,isDraft,\
+     hasAttachments,body,internetMessageHeaders,parentFolderId,webLink";
+const EXPAND: &str = "attachments($select=id,name,contentType,size,isInline)";
+/// As many messages with their bodies as one answer should hold.
+pub const PAGE: usize = 100;
+/// `$top` may not be larger. <https://learn.microsoft.com/graph/api/user-list-messages>
+const LONGEST_PAGE: usize = 1_000;
+/// Empty pages with a next link are normal; so many in a row are not.
+const EMPTY_PAGES: usize = 20;
+const PAGE_SIZE: HeaderValue = HeaderValue::from_static("odata.maxpagesize=100");
+
+/// One item of an answer: a message, or the word that an id is not in the folder any more.
+#[derive(Clone)]
+pub struct Told {
+    pub id: String,
+    pub removed: bool,
+    pub fields: Map<String, Value>,
+}
+
+/// Content never shows itself in a log.
+impl std::fmt::Debug for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").field("id", &self.id).field("removed", &self.removed).finish_non_exhaustive()
+    }
+}
+
+impl Told {
+    pub fn received(&self) -> Option<DateTime<Utc>> {
+        self.at("receivedDateTime")
+    }
+
+    pub fn at(&self, name: &str) -> Option<DateTime<Utc>> {
+        DateTime::parse_from_rfc3339(self.text(name)?).ok().map(|at| at.to_utc())
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.fields.get(name)?.as_str()
+    }
+
+    pub fn flag(&self, name: &str) -> Option<bool> {
+        self.fields.get(name)?.as_bool()
+    }
+
+    /// Is all there that is kept of a message?
+    pub fn is_whole(&self) -> bool {
+        // Pictures within the text do not count as attachments (<https://learn.microsoft.com/graph/api/resources/message>).
+        let body = || self.fields.get("body").and_then(|body| body["content"].as_str()).unwrap_or_default();
+        let attached = (self.flag("hasAttachments") == Some(true) || body().contains("\"cid:"))
+            && !self.fields.contains_key("attachments");
+        self.fields.contains_key("body")
+            && self.fields.contains_key("internetMessageHeaders")
+            && self.fields.contains_key("parentFolderId")
+            && self.received().is_some()
+            && !attached
+    }
+}
+
+/// Where a delta goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cursor {
+    /// Within the round.
+    Next(String),
+    /// With the next round.
+    Delta(String),
+}
+
+#[derive(Debug)]
+pub struct DeltaPage {
+    pub items: Vec<Told>,
+    pub cursor: Cursor,
+}
+
+/// Messages by time of arrival.
+#[derive(Debug)]
+pub struct Arrivals {
+    pub items: Vec<Told>,
+    /// There are more beyond the last of them.
+    pub more: bool,
+    pub requests: usize,
+}
+
+/// Which arrivals, and in which order. Both ends are included: Exchange compares whole seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    pub from: DateTime<Utc>,
+    pub to: DateTime<Utc>,
+    pub newest_first: bool,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    value: Vec<Map<String, Value>>,
+    #[serde(rename = "@odata.nextLink")]
+    next: Option<String>,
+    #[serde(rename = "@odata.deltaLink")]
+    delta: Option<String>,
+    #[serde(rename = "@odata.count")]
+    count: Option<i64>,
+}
+
+impl Graph {
+    /// Begins to follow a folder: tells what arrived at or after `since`, and changes from now on.
+    pub async fn begin_delta(&self, folder: &str, since: DateTime<Utc>) -> Result<DeltaPage, GraphError> {
+        let mut url = self.url(&["mailFolders", folder, "messages", "delta"]);
+        let filter = format!("receivedDateTime ge {}", moment(since));
+        add_query(&mut url, &[("$select", SELECT), ("$filter", &filter)]);
+        self.delta("graph.begin_delta", url).await
+    }
+
+    /// Goes on where a cursor points to.
+    pub async fn go_on(&self, link: &str) -> Result<DeltaPage, GraphError> {
+        const NAME: &str = "graph.delta";
+        let url = self.link(NAME, link)?;
+        self.delta(NAME, url).await
+    }
+
+    async fn delta(&self, name: &'static str, url: Url) -> Result<DeltaPage, GraphError> {
+        let page: Page =
+            parse(name, &self.send(Call::get(name, url).header(PREFER, PAGE_SIZE), &[200]).await?, false)?;
+        let cursor = match (page.next, page.delta) {
+            (_, Some(link)) => Cursor::Delta(link),
+            (Some(link), None) => Cursor::Next(link),
+            (None, None) => {
+                let what = "neither a next link nor a delta link".to_owned();
+                return Err(GraphError::Unexpected { call: name, what, write: false });
+            }
+        };
+        // A cursor that leads elsewhere is not written down.
+        let (Cursor::Next(link) | Cursor::Delta(link)) = &cursor;
+        self.link(name, link)?;
+        Ok(DeltaPage { items: items(name, page.value)?, cursor })
+    }
+
+    /// The next messages of a window. No offset is ever used: mail that comes and goes meanwhile moves nothing.
+    pub async fn arrivals(&self, folder: &str, window: Window) -> Result<Arrivals, GraphError> {
+        let mut top = PAGE;
+        let mut requests = 0;
+        loop {
+            let url = self.window(folder, window, top);
+            let listed = self.page_with_items(url, &mut requests).await;
+            let (items, more) = match listed {
+                // One bad item fails its whole page: a smaller one gets past it, or shows which it is.
+                Err(error) if error.is_gateway_timeout() && top > 1 => {
+                    top = (top / 5).max(1);
+                    continue;
+                }
+                listed => listed?,
+            };
+            let end = if window.newest_first { window.to } else { window.from };
+            let stands_still = items.iter().all(|item| item.received() == Some(end));
+            // A second with more messages than a page has.
+            if more && stands_still && top < LONGEST_PAGE {
+                top = LONGEST_PAGE;
+                continue;
+            }
+            return Ok(Arrivals { items, more, requests });
+        }
+    }
+
+    fn window(&self, folder: &str, window: Window, top: usize) -> Url {
+        let mut url = self.url(&["mailFolders", folder, "messages"]);
+        let filter = format!(
+            "receivedDateTime ge {} and receivedDateTime le {}",
+            moment(window.from),
+            moment(window.to)
+        );
+        let order = if window.newest_first { "receivedDateTime desc" } else { "receivedDateTime asc" };
+        let top = top.to_string();
+        let query = [
+            ("$filter", filter.as_str()),
+            ("$orderby", order),
+            ("$top", &top),
+            ("$select", SELECT),
+            ("$expand", EXPAND),
+        ];
+        add_query(&mut url, &query);
+        url
+    }
+
+    /// The first page that is not empty, and whether more follow.
+    async fn page_with_items(&self, url: Url, requests: &mut usize) -> Result<(Vec<Told>, bool), GraphError> {
+        const NAME: &str = "graph.list_arrivals";
+        let mut url = url;
+        for _ in 0..EMPTY_PAGES {
+            *requests += 1;
+            let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
+            match page.next {
+                Some(link) if page.value.is_empty() => url = self.link(NAME, &link)?,
+                next => return Ok((items(NAME, page.value)?, next.is_some())),
+            }
+        }
+        let what = format!("{EMPTY_PAGES} empty pages");
+        Err(GraphError::Unexpected { call: NAME, what, write: false })
+    }
+
+    /// One message, wherever in the mailbox it is; `None` when it is nowhere.
+    pub async fn look_for(&self, id: &str) -> Result<Option<Told>, GraphError> {
+        const NAME: &str = "graph.look_for_message";
+        let mut url = self.url(&["messages", id]);
+        add_query(&mut url, &[("$select", SELECT), ("$expand", EXPAND)]);
+        match self.send(Call::get(NAME, url), &[200]).await {
+            Ok(answer) => Ok(items(NAME, vec![parse(NAME, &answer, false)?])?.pop()),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The messages with this Message-ID, wherever in the mailbox they are.
+    pub async fn named(&self, internet_message_id: &str) -> Result<Vec<Told>, GraphError> {
+        const NAME: &str = "graph.find_by_message_id";
+        let mut url = self.url(&["messages"]);
+        let filter = format!("internetMessageId eq {}", literal(internet_message_id));
+        add_query(
+            &mut url,
+            &[("$filter", &filter), ("$top", "10"), ("$select", SELECT), ("$expand", EXPAND)],
+        );
+        let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
+        items(NAME, page.value)
+    }
+
+    /// How many messages of a folder arrived at or after `since`; `None` where Exchange does not say.
+    pub async fn count_arrivals(
+        &self,
+        folder: &str,
+        since: DateTime<Utc>,
+    ) -> Result<Option<i64>, GraphError> {
+        const NAME: &str = "graph.count_arrivals";
+        let mut url = self.url(&["mailFolders", folder, "messages"]);
+        let filter = format!("receivedDateTime ge {}", moment(since));
+        add_query(&mut url, &[("$filter", &filter), ("$count", "true"), ("$top", "1"), ("$select", "id")]);
+        let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
+        Ok(page.count)
+    }
+}
+
+fn items(name: &'static str, value: Vec<Map<String, Value>>) -> Result<Vec<Told>, GraphError> {
+    value
+        .into_iter()
+        .map(|fields| {
+            let id = fields.get("id").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| {
+                GraphError::Unexpected { call: name, what: "an item without an id".to_owned(), write: false }
+            })?;
+            Ok(Told { id, removed: fields.contains_key("@removed"), fields })
+        })
+        .collect()
+}

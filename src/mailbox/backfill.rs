@@ -1,0 +1,176 @@
+//! The mail of the past: begun once, counted page by page, cancelled by a word.
+//!
+//! The invariant: a backfill belongs to the job that began it; whoever comes with another one finds it busy.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use scoped_futures::ScopedFutureExt;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Mailboxes;
+use super::life::event;
+use crate::outbox;
+use crate::outcome::Failure;
+use crate::store::backfill::{self, Backfill, state};
+use crate::store::folder::{self, Folder};
+use crate::store::mailbox::Mailbox;
+use crate::store::{StoreError, Tx, message};
+
+/// Mail may arrive with a time a little ahead of ours.
+const AHEAD: TimeDelta = TimeDelta::minutes(5);
+/// How often its progress is told.
+const TELL: TimeDelta = TimeDelta::seconds(5);
+
+/// Whose turn it is.
+#[derive(Debug, Clone)]
+pub enum Turn {
+    /// This job's: go on.
+    Ours(Backfill),
+    /// This job's, and over.
+    Over(Backfill),
+    /// Another job's.
+    Busy,
+}
+
+impl Mailboxes {
+    /// Begins the backfill of this job, or finds the one it began before.
+    pub async fn fill(&self, mailbox: &Mailbox, job: Uuid, floor: DateTime<Utc>) -> Result<Turn, Failure> {
+        let (id, now) = (mailbox.id, self.now());
+        let store = &self.services.store;
+        let turn: Result<_, StoreError> = store
+            .transaction("backfill_begin", |tx| {
+                async move {
+                    match backfill::find(tx, id).await? {
+                        Some(known) if known.id == job && known.state == state::RUNNING => {
+                            return Ok(Turn::Ours(known));
+                        }
+                        Some(known) if known.id == job => return Ok(Turn::Over(known)),
+                        _ => {}
+                    }
+                    let Some(begun) = backfill::begin(tx, id, job, floor, now).await? else {
+                        return Ok(Turn::Busy);
+                    };
+                    folder::begin_fill(tx, id, None, now + AHEAD, floor).await?;
+                    Ok(Turn::Ours(begun))
+                }
+                .scope_boxed()
+            })
+            .await;
+        Ok(turn?)
+    }
+
+    /// As many as the folders say they hold.
+    pub async fn expects(&self, backfill: &Backfill, expected: i64) -> Result<(), Failure> {
+        let (id, number) = (backfill.mailbox_id, backfill.number);
+        let store = &self.services.store;
+        let written: Result<_, StoreError> = store
+            .transaction("backfill_expect", |tx| {
+                async move { backfill::expect(tx, id, number, expected).await }.scope_boxed()
+            })
+            .await;
+        Ok(written?)
+    }
+
+    /// How many of a folder are stored from the backfill's floor on.
+    pub async fn stored_since(&self, folder: &Folder, floor: DateTime<Utc>) -> Result<i64, Failure> {
+        let store = &self.services.store;
+        let count: Result<_, StoreError> = store
+            .read(|tx| {
+                async move { message::count_since(tx, folder.mailbox_id, &folder.id, floor).await }
+                    .scope_boxed()
+            })
+            .await;
+        Ok(count?)
+    }
+
+    /// A folder in which something is missing is read again.
+    pub async fn fill_again(&self, folder: &Folder, floor: DateTime<Utc>) -> Result<(), Failure> {
+        let before = self.now() + AHEAD;
+        let store = &self.services.store;
+        let written: Result<_, StoreError> = store
+            .transaction("backfill_again", |tx| {
+                async move {
+                    folder::begin_fill(tx, folder.mailbox_id, Some(&folder.id), before, floor).await
+                }
+                .scope_boxed()
+            })
+            .await;
+        Ok(written?)
+    }
+
+    /// Tells how far it is, now and then.
+    pub async fn tell_progress(&self, mailbox: &Mailbox, backfill: &Backfill) -> Result<(), Failure> {
+        let now = self.now();
+        if backfill.told_at.is_some_and(|at| now - at < TELL) {
+            return Ok(());
+        }
+        let (handoff, store) = (&self.services.handoff, &self.services.store);
+        let rows: Result<_, StoreError> = store
+            .transaction("backfill_told", |tx| {
+                async move {
+                    backfill::told(tx, mailbox.id, backfill.number, now).await?;
+                    let owed = [event(mailbox, "backfill.progress", progress(backfill, now), now)];
+                    outbox::owe(tx, &owed, handoff, now).await
+                }
+                .scope_boxed()
+            })
+            .await;
+        handoff.give(rows?);
+        Ok(())
+    }
+
+    /// Everything was found and stored.
+    pub async fn filled(&self, mailbox: &Mailbox) -> Result<(), Failure> {
+        let now = self.now();
+        let (handoff, store) = (&self.services.handoff, &self.services.store);
+        let rows: Result<_, StoreError> = store
+            .transaction("backfill_end", |tx| {
+                async move {
+                    let owed = end(tx, mailbox, state::COMPLETED, now).await?;
+                    outbox::owe(tx, &owed, handoff, now).await
+                }
+                .scope_boxed()
+            })
+            .await;
+        handoff.give(rows?);
+        Ok(())
+    }
+}
+
+/// Ends the backfill that runs, with its event, in the caller's transaction.
+pub(crate) async fn end(
+    tx: &mut Tx,
+    mailbox: &Mailbox,
+    state: &'static str,
+    now: DateTime<Utc>,
+) -> crate::store::Result<Vec<crate::store::outbox::Owed>> {
+    let Some(ended) = backfill::end(tx, mailbox.id, state, now).await? else { return Ok(Vec::new()) };
+    folder::end_fill(tx, mailbox.id).await?;
+    Ok(vec![event(mailbox, &format!("backfill.{state}"), progress(&ended, now), now)])
+}
+
+/// Counts, rate and time left, for events and the API.
+pub fn progress(backfill: &Backfill, now: DateTime<Utc>) -> Value {
+    let until = backfill.finished_at.unwrap_or(now);
+    let seconds = (until - backfill.started_at).as_seconds_f64().max(0.001);
+    let found = f64::from(u32::try_from(backfill.found).unwrap_or(u32::MAX));
+    let rate = found / seconds;
+    let left = backfill.expected.map(|expected| {
+        let missing = f64::from(u32::try_from((expected - backfill.found).max(0)).unwrap_or(u32::MAX));
+        if rate > 0.0 { Duration::from_secs_f64((missing / rate).min(1e9)).as_secs() } else { 0 }
+    });
+    json!({
+        "state": backfill.state,
+        "since": backfill.floor,
+        "found": backfill.found,
+        "stored": backfill.stored,
+        "expected": backfill.expected,
+        "requests": backfill.requests,
+        "per_second": (rate * 10.0).round() / 10.0,
+        "seconds_left": left.filter(|_| backfill.state == state::RUNNING),
+        "started_at": backfill.started_at,
+        "finished_at": backfill.finished_at,
+    })
+}

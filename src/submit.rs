@@ -1,0 +1,323 @@
+//! How jobs enter and re-enter the queue from inside: submission over HTTP, decisions, releases, replays.
+//!
+//! The invariant: the row that says `queued` and the message that is owed for it commit together.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use scoped_futures::ScopedFutureExt;
+use serde_json::json;
+
+use crate::broker::{Target, header};
+use crate::event::Event;
+use crate::job::{Decoded, Duty, Envelope, Gate, decode_envelope};
+use crate::oauth::scopes::Integration;
+use crate::outbox;
+use crate::outcome::Cause;
+use crate::registry::Registry;
+use crate::services::Services;
+use crate::store::job::{self, JobRow, NewJob, state};
+use crate::store::outbox::Owed;
+use crate::store::{Result, StoreError, Tx};
+
+/// What a submission came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Submitted {
+    /// New, or the same job again: its state by now.
+    Accepted { state: String },
+    /// The id belongs to a job with another payload.
+    IdReused,
+}
+
+/// Stores a job and owes its message. Durable when it returns.
+pub async fn submit(services: &Services, decoded: &Decoded) -> Result<Submitted> {
+    let now = services.clock.now();
+    let envelope = &decoded.envelope;
+    let handoff = &services.handoff;
+    let (submitted, rows) = services
+        .store
+        .transaction("submit", |tx| {
+            async move {
+                if job::insert(tx, &[queued(decoded, now)]).await?.is_empty() {
+                    let known = job::find(tx, &envelope.workspace, &envelope.id).await?;
+                    let submitted = match known {
+                        Some(row) if row.digest == decoded.digest => Submitted::Accepted { state: row.state },
+                        _ => Submitted::IdReused,
+                    };
+                    return Ok((submitted, Vec::new()));
+                }
+                let rows = outbox::owe(tx, &[to_queue(envelope, 0)], handoff, now).await?;
+                Ok::<_, StoreError>((Submitted::Accepted { state: state::QUEUED.to_owned() }, rows))
+            }
+            .scope_boxed()
+        })
+        .await?;
+    handoff.give(rows);
+    Ok(submitted)
+}
+
+/// The row of a job that nobody has tried yet.
+pub(crate) fn queued(decoded: &Decoded, now: DateTime<Utc>) -> NewJob {
+    let envelope = &decoded.envelope;
+    NewJob {
+        workspace: envelope.workspace.clone(),
+        id: envelope.id.clone(),
+        kind: envelope.kind.clone(),
+        user_name: envelope.user.clone(),
+        meeting: envelope.meeting.clone(),
+        tool: Some(decoded.job.tool().into_owned()),
+        payload: decoded.payload.clone(),
+        digest: decoded.digest.clone(),
+        traceparent: envelope.traceparent.clone(),
+        state: state::QUEUED,
+        attempt: 0,
+        fence: 0,
+        holder: None,
+        lease_until: None,
+        gate: None,
+        permits: decoded.entry.spec.permits.into(),
+        due_at: Some(now),
+        not_before: envelope.not_before,
+        expires_at: envelope.expires_at,
+        now,
+    }
+}
+
+/// What the platform wants done, as a job of whichever kind does it. Made in the caller's transaction; nothing is owed
+/// when it was made before.
+pub async fn want(
+    tx: &mut Tx,
+    registry: &Registry,
+    duty: Duty,
+    wish: Wish<'_>,
+    now: DateTime<Utc>,
+) -> Result<Option<Owed>> {
+    let Some(entry) = registry.for_duty(duty) else {
+        tracing::error!(?duty, "this build has no job for what is asked");
+        return Ok(None);
+    };
+    let envelope = Envelope {
+        id: wish.id.to_owned(),
+        kind: entry.spec.kind.to_owned(),
+        workspace: wish.workspace.to_owned(),
+        user: wish.user.to_owned(),
+        meeting: None,
+        not_before: None,
+        expires_at: None,
+        traceparent: None,
+        payload: wish.payload,
+    };
+    let decoded = decode_envelope(registry, envelope)
+        .map_err(|undecodable| StoreError::Corrupt(format!("our own job: {}", undecodable.message)))?;
+    let made = !job::insert(tx, &[queued(&decoded, now)]).await?.is_empty();
+    Ok(made.then(|| to_queue(&decoded.envelope, 0)))
+}
+
+/// Whose work, under which id, and what.
+pub struct Wish<'a> {
+    pub workspace: &'a str,
+    pub user: &'a str,
+    pub id: &'a str,
+    pub payload: serde_json::Value,
+}
+
+/// Jobs of one user that were parked for want of this connection are queued again, oldest first. Runs in the
+/// transaction that connects; the relay finds their messages at its next look.
+pub async fn release_for_connection(
+    tx: &mut Tx,
+    registry: &Registry,
+    workspace: &str,
+    user: &str,
+    integration: Integration,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let kinds: Vec<String> = registry
+        .entries()
+        .iter()
+        .filter(|entry| {
+            entry.spec.integration == Some(integration) || integration == Integration::SharedMailbox
+        })
+        .map(|entry| entry.spec.kind.to_owned())
+        .collect();
+    let causes = [Cause::NeedsUser.as_str(), Cause::NeedsAdmin.as_str()];
+    let mut owed = Vec::new();
+    for row in job::parked_for(tx, workspace, user, &causes, &kinds, i64::from(i32::MAX)).await? {
+        owed.extend(requeue(tx, &row, now).await?);
+    }
+    outbox::leave(tx, &owed, now).await
+}
+
+/// A parked, dead or overdue job is queued again under a new fence. `None` when it moved on meanwhile.
+pub async fn requeue(tx: &mut Tx, row: &JobRow, now: DateTime<Utc>) -> Result<Option<Owed>> {
+    let key = (row.workspace.clone(), row.id.clone());
+    let attempt = job::requeue(tx, &key, row.fence, now).await?;
+    Ok(attempt.map(|attempt| to_queue(&envelope(row), attempt)))
+}
+
+/// The decision on a job that asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decided {
+    Done,
+    NotFound,
+    /// It does not wait for an approval (any more).
+    NotWaiting {
+        state: String,
+    },
+}
+
+/// A person's yes: the job is queued again, its row says who allowed exactly this payload.
+pub async fn approve(
+    services: &Services,
+    workspace: &str,
+    id: &str,
+    by: &str,
+    note: Option<&str>,
+) -> Result<Decided> {
+    decide(services, workspace, id, by, note, true).await
+}
+
+/// A person's no ends the job.
+pub async fn reject(
+    services: &Services,
+    workspace: &str,
+    id: &str,
+    by: &str,
+    note: Option<&str>,
+) -> Result<Decided> {
+    decide(services, workspace, id, by, note, false).await
+}
+
+async fn decide(
+    services: &Services,
+    workspace: &str,
+    id: &str,
+    by: &str,
+    note: Option<&str>,
+    yes: bool,
+) -> Result<Decided> {
+    let now = services.clock.now();
+    let handoff = &services.handoff;
+    let (decided, rows) = services
+        .store
+        .transaction("decide", |tx| {
+            async move {
+                let Some(row) = job::find(tx, workspace, id).await? else {
+                    return Ok((Decided::NotFound, Vec::new()));
+                };
+                let key = (workspace.to_owned(), id.to_owned());
+                let not_waiting = Decided::NotWaiting { state: row.state.clone() };
+                let owed = if yes {
+                    if !job::approve(tx, &key, by, note, now).await? {
+                        return Ok((not_waiting, Vec::new()));
+                    }
+                    requeue(tx, &row, now).await?
+                } else {
+                    if !job::reject(tx, &key, by, note, now).await? {
+                        return Ok((not_waiting, Vec::new()));
+                    }
+                    Some(ended(&row, "rejected", json!({"by": by, "note": note}), now))
+                };
+                let owed: Vec<Owed> = owed.into_iter().collect();
+                let rows = outbox::owe(tx, &owed, handoff, now).await?;
+                Ok::<_, StoreError>((Decided::Done, rows))
+            }
+            .scope_boxed()
+        })
+        .await?;
+    handoff.give(rows);
+    Ok(decided)
+}
+
+/// What nothing else would bring back. Jobs of `idle` kinds (nothing of theirs stands in the queue) whose copy
+/// must have been lost get a new one; jobs that were parked while their connection was being made are
+/// released; parked jobs that nobody wants any more expire. Returns how many got on, and how many expired.
+pub async fn sweep(services: &Services, idle: &[String], patience: TimeDelta) -> Result<(usize, usize)> {
+    let now = services.clock.now();
+    let handoff = &services.handoff;
+    let integrations: Vec<(String, String)> = services
+        .registry
+        .entries()
+        .iter()
+        .flat_map(|entry| {
+            let shared = (entry.spec.gate == Gate::Mailbox).then_some(Integration::SharedMailbox);
+            entry
+                .spec
+                .integration
+                .into_iter()
+                .chain(shared)
+                .map(|integration| (entry.spec.kind.to_owned(), integration.as_str().to_owned()))
+        })
+        .collect();
+    let integrations = &integrations;
+    let (lost, expired, rows) = services
+        .store
+        .transaction("sweep", |tx| {
+            async move {
+                let mut owed = Vec::new();
+                for kind in idle {
+                    for row in job::overdue(tx, kind, now - patience, 200).await? {
+                        owed.extend(requeue(tx, &row, now).await?);
+                    }
+                }
+                for row in job::parked_behind_a_grant(tx, integrations, 200).await? {
+                    owed.extend(requeue(tx, &row, now).await?);
+                }
+                let lost = owed.len();
+                let mut expired = 0;
+                for row in job::parked_expired(tx, now, 200).await? {
+                    let message = "nobody acted before expires_at";
+                    let ending = job::Ending::last(&row, state::EXPIRED, "expired", message);
+                    if job::end_unheld(tx, &ending, None, now).await? {
+                        let code = json!({"code": "expired", "message": ending.message});
+                        owed.push(ended(&row, "expired", code, now));
+                        expired += 1;
+                    }
+                }
+                let rows = outbox::owe(tx, &owed, handoff, now).await?;
+                Ok::<_, StoreError>((lost, expired, rows))
+            }
+            .scope_boxed()
+        })
+        .await?;
+    handoff.give(rows);
+    Ok((lost, expired))
+}
+
+/// The event of an end that happened outside an attempt.
+pub(crate) fn ended(row: &JobRow, state: &str, mut data: serde_json::Value, now: DateTime<Utc>) -> Owed {
+    data["id"] = json!(row.id);
+    data["kind"] = json!(row.kind);
+    data["user"] = json!(row.user_name);
+    data["meeting"] = json!(row.meeting);
+    data["attempts"] = json!(row.attempt);
+    Event {
+        kind: &format!("job.{state}.{}", row.kind),
+        about: "job",
+        subject: &row.id,
+        workspace: &row.workspace,
+        traceparent: row.traceparent.as_deref(),
+        data,
+        now,
+    }
+    .owed()
+}
+
+/// The message as the publisher sent it, from what the ledger kept.
+pub fn envelope(row: &JobRow) -> Envelope {
+    Envelope {
+        id: row.id.clone(),
+        kind: row.kind.clone(),
+        workspace: row.workspace.clone(),
+        user: row.user_name.clone(),
+        meeting: row.meeting.clone(),
+        not_before: row.not_before,
+        expires_at: row.expires_at,
+        traceparent: row.traceparent.clone(),
+        payload: serde_json::from_str(&row.payload).unwrap_or_default(),
+    }
+}
+
+fn to_queue(envelope: &Envelope, attempt: i32) -> Owed {
+    let headers = BTreeMap::from([(header::ATTEMPT.to_owned(), attempt.to_string())]);
+    outbox::job_message(envelope, &Target::Job { kind: envelope.kind.clone() }, &headers)
+}
