@@ -1,0 +1,319 @@
+//! `mailbox.backfill`: reads the mail of the past, newest first, while live mail flows.
+//!
+//! The invariant: it reads and writes nothing at Microsoft, it holds at most half of the mailbox's permits, and wherever
+//! it is cut off the next slice goes on behind the last page that was laid down.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use followthrough::context::Context;
+use followthrough::graph::Graph;
+use followthrough::graph::changes::{Arrivals, Told, Window};
+use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
+use followthrough::mailbox::backfill::Turn;
+use followthrough::mailbox::pages::FillPage;
+use followthrough::oauth::scopes::Integration;
+use followthrough::outcome::{Disposition, Failure};
+use followthrough::store::backfill::{Backfill, state};
+use followthrough::store::folder::Folder;
+use followthrough::store::mailbox::{self, Mailbox};
+use futures::future::{join, join_all};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::sync::replaced;
+use super::{READ, connect, said};
+
+/// Short enough for a drain to wait for.
+const SLICE: TimeDelta = TimeDelta::seconds(15);
+/// Calls at once.
+const LANES: u16 = 2;
+/// Folders in which something is missing are read again this often.
+const AGAIN: usize = 2;
+
+/// Fills a connected mailbox back, by days or to a moment.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MailboxBackfill {
+    /// The mailbox's address or id.
+    pub mailbox: String,
+    /// 1 to 365 days back from when it begins; or `since`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub days: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+pub struct MailboxFilled {
+    /// `completed` or `cancelled`.
+    pub state: String,
+    /// Different messages that Microsoft showed.
+    pub found: i64,
+    /// Of these, the ones that are kept, counted from what is there at the end.
+    pub stored: i64,
+}
+
+impl Job for MailboxBackfill {
+    const SPEC: Spec = Spec {
+        kind: "mailbox.backfill",
+        integration: Some(Integration::SharedMailbox),
+        scopes: READ,
+        gate: Gate::Mailbox,
+        permits: LANES,
+        duty: Some(Duty::FillMailbox),
+        attempts: 8,
+        timeout: Duration::from_mins(5),
+        tool_pattern: connect::TOOL,
+        example: r#"{"mailbox": "support@acme.example", "days": 30}"#,
+    };
+    type Result = MailboxFilled;
+
+    fn check(&self) -> Result<(), Invalid> {
+        if self.mailbox.is_empty() {
+            return Err(Invalid::new("mailbox", "expected an address or an id"));
+        }
+        match (self.days, self.since) {
+            (Some(1..=connect::MOST_DAYS), None) | (None, Some(_)) => Ok(()),
+            (Some(_), None) => Err(Invalid::new("days", "expected 1 to 365 days")),
+            _ => Err(Invalid::new("days", "expected either days or since")),
+        }
+    }
+
+    fn tool(&self) -> std::borrow::Cow<'static, str> {
+        connect::TOOL.into()
+    }
+
+    fn mailbox(&self) -> Option<&str> {
+        Some(&self.mailbox)
+    }
+
+    fn render(&self) -> String {
+        format!("Read the mail of the past in {}.", self.mailbox)
+    }
+
+    async fn run(&self, cx: &Context) -> Result<MailboxFilled, Failure> {
+        let mailbox = super::of_payload(cx, &self.mailbox).await?;
+        if !matches!(mailbox.state.as_str(), mailbox::state::CONNECTED | mailbox::state::DEGRADED) {
+            // Ended meanwhile, or not begun: there is nothing to fill.
+            return Ok(MailboxFilled { state: state::CANCELLED.into(), found: 0, stored: 0 });
+        }
+        let floor = match (self.days, self.since) {
+            (Some(days), _) => cx.now() - TimeDelta::days(days.into()),
+            (None, since) => since.unwrap_or(mailbox.floor),
+        };
+        match cx.mailboxes().fill(&mailbox, cx.effect_id("backfill"), floor).await? {
+            Turn::Busy => Err(Failure::reject(
+                "backfill_running",
+                "another backfill of this mailbox runs; cancel it first",
+            )),
+            Turn::Over(backfill) => Ok(told(&backfill)),
+            Turn::Ours(backfill) => match slice(cx, &mailbox, &backfill).await {
+                Ok(filled) => filled.map_or_else(|| Err(Failure::continues()), Ok),
+                Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
+            },
+        }
+    }
+}
+
+fn told(backfill: &Backfill) -> MailboxFilled {
+    MailboxFilled { state: backfill.state.clone(), found: backfill.found, stored: backfill.stored }
+}
+
+/// However long Microsoft is away, a backfill only waits.
+fn put_off(cx: &Context, failure: Failure) -> Failure {
+    let Disposition::Retry { after } = failure.disposition else { return failure };
+    Failure {
+        disposition: Disposition::Defer {
+            until: cx.now() + after.unwrap_or_default().max(cx.mailboxes().pace() / 4),
+        },
+        ..failure
+    }
+}
+
+/// As much as fits into a slice; the result when that was the end.
+async fn slice(
+    cx: &Context,
+    mailbox: &Mailbox,
+    backfill: &Backfill,
+) -> Result<Option<MailboxFilled>, Failure> {
+    let graph = cx.graph()?.of_mailbox(&mailbox.address);
+    let until = cx.now() + SLICE;
+    if backfill.expected.is_none() {
+        let counts = counts(cx, &graph, mailbox, backfill.floor).await?;
+        let expected = counts.iter().map(|(_, there)| there).sum();
+        cx.mailboxes().expects(backfill, expected).await?;
+    }
+    for _ in 0..=AGAIN {
+        let folders = cx.mailboxes().folders(mailbox).await?.into_iter().filter(Folder::fills);
+        let work =
+            Work { cx, graph: &graph, mailbox, backfill, until, folders: Mutex::new(folders.collect()) };
+        let lanes = (0..cx.permits().min(LANES)).map(|_| work.lane());
+        let mut went = Went::Through;
+        for lane in join_all(lanes).await {
+            went = went.worse(lane?);
+        }
+        match went {
+            Went::Cancelled => {
+                let over = cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await?;
+                return Ok(Some(match over {
+                    Turn::Over(backfill) => told(&backfill),
+                    _ => MailboxFilled { state: state::CANCELLED.into(), ..told(backfill) },
+                }));
+            }
+            Went::OutOfTime => return Ok(None),
+            Went::Through => {}
+        }
+        if !missing(cx, &graph, mailbox, backfill).await? {
+            break;
+        }
+    }
+    cx.mailboxes().filled(mailbox).await?;
+    match cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await? {
+        Turn::Over(backfill) => Ok(Some(told(&backfill))),
+        _ => Ok(None),
+    }
+}
+
+/// How many each folder holds from `floor` on, where Microsoft counts them; a lane asks for one at a time here, too.
+async fn counts(
+    cx: &Context,
+    graph: &Graph,
+    mailbox: &Mailbox,
+    floor: DateTime<Utc>,
+) -> Result<Vec<(Folder, i64)>, Failure> {
+    let folders = cx.mailboxes().folders(mailbox).await?;
+    let count = |folder: Folder| async move {
+        let there = graph.count_arrivals(&folder.id, floor).await?;
+        Ok::<_, Failure>(there.map(|there| (folder, there)))
+    };
+    let lanes = usize::from(cx.permits().min(LANES));
+    let counted = stream::iter(folders).map(count).buffer_unordered(lanes);
+    counted.try_filter_map(|one| async move { Ok(one) }).try_collect().await
+}
+
+/// Is less stored than Microsoft counts? Those folders are read again.
+async fn missing(
+    cx: &Context,
+    graph: &Graph,
+    mailbox: &Mailbox,
+    backfill: &Backfill,
+) -> Result<bool, Failure> {
+    let mut missing = false;
+    for (folder, there) in counts(cx, graph, mailbox, backfill.floor).await? {
+        let stored = cx.mailboxes().stored_since(&folder, backfill.floor).await?;
+        if stored < there {
+            tracing::warn!(there, stored, "a folder holds more than was read of it; it is read again");
+            cx.mailboxes().fill_again(&folder, backfill.floor).await?;
+            missing = true;
+        }
+    }
+    Ok(missing)
+}
+
+/// How a lane ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Went {
+    Through,
+    OutOfTime,
+    Cancelled,
+}
+
+impl Went {
+    fn worse(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+struct Work<'a> {
+    cx: &'a Context,
+    graph: &'a Graph,
+    mailbox: &'a Mailbox,
+    backfill: &'a Backfill,
+    until: DateTime<Utc>,
+    folders: Mutex<VecDeque<Folder>>,
+}
+
+impl Work<'_> {
+    /// One folder after the other, until none is left or the slice is over.
+    async fn lane(&self) -> Result<Went, Failure> {
+        loop {
+            let next = self.folders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(folder) = next else { return Ok(Went::Through) };
+            match self.folder(folder).await? {
+                Went::Through => {}
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    async fn folder(&self, mut folder: Folder) -> Result<Went, Failure> {
+        let (Some(mut before), Some(floor)) = (folder.fill_before, folder.fill_floor) else {
+            return Ok(Went::Through);
+        };
+        let mut page = self.read(&folder, floor, before).await?;
+        loop {
+            let last = page.items.last().and_then(Told::received);
+            let next = last.filter(|last| page.more && *last < before);
+            let goes_on = self.cx.now() < self.until;
+            // A lane makes one call at a time: what is looked for by id comes before the next page.
+            let replaced = replaced(self.cx, self.graph, self.mailbox, &page.items).await?;
+            // The next page is on its way while this one is laid down.
+            let (laid, ahead) = join(self.lay(&folder, &page, &replaced, next), async {
+                match next {
+                    Some(next) if goes_on => Some(self.read(&folder, floor, next).await),
+                    _ => None,
+                }
+            })
+            .await;
+            if !laid? {
+                return Ok(Went::Cancelled);
+            }
+            folder.fill_before = next;
+            let Some(next) = next else { return Ok(Went::Through) };
+            let Some(ahead) = ahead else { return Ok(Went::OutOfTime) };
+            (page, before) = (ahead?, next);
+        }
+    }
+
+    async fn read(
+        &self,
+        folder: &Folder,
+        floor: DateTime<Utc>,
+        before: DateTime<Utc>,
+    ) -> Result<Arrivals, Failure> {
+        let window = Window { from: floor, to: before, newest_first: true };
+        match self.graph.arrivals(&folder.id, window).await {
+            // The folder is gone; what stood in it is found where it is now.
+            Err(error) if error.is_not_found() => {
+                Ok(Arrivals { items: Vec::new(), more: false, requests: 1 })
+            }
+            read => Ok(read?),
+        }
+    }
+
+    /// `false` when the backfill was cancelled.
+    async fn lay(
+        &self,
+        folder: &Folder,
+        page: &Arrivals,
+        replaced: &[(String, String)],
+        before: Option<DateTime<Utc>>,
+    ) -> Result<bool, Failure> {
+        let mailboxes = self.cx.mailboxes();
+        let page = FillPage {
+            folder,
+            told: &page.items,
+            replaced,
+            before,
+            number: self.backfill.number,
+            requests: page.requests,
+        };
+        let Some((_, backfill)) = mailboxes.take_fill(self.mailbox, page).await? else { return Ok(false) };
+        mailboxes.tell_progress(self.mailbox, &backfill).await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,291 @@
+//! One look at one folder: its delta to the end of the round, or its newest arrivals where delta is refused; and a
+//! sweep over what is there, when one is under way.
+//!
+//! The invariant: every page is laid down before the next one is asked for, and a link that died costs a sweep of the
+//! folder, never a gap.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use followthrough::context::Context;
+use followthrough::graph::changes::{Cursor, Told, Window};
+use followthrough::graph::{Graph, GraphError};
+use followthrough::mailbox::SeenChange;
+use followthrough::mailbox::ladder::next_look;
+use followthrough::mailbox::pages::{PollPage, Taken};
+use followthrough::outcome::Failure;
+use followthrough::store::folder::Folder;
+use followthrough::store::mailbox::Mailbox;
+
+use super::refuses_delta;
+
+/// Microsoft's clock and ours differ, and mail may arrive with an older time than the moment it becomes visible.
+const OVERLAP: TimeDelta = TimeDelta::hours(1);
+const AHEAD: TimeDelta = TimeDelta::minutes(5);
+/// Lists begin this far before the newest message that is known.
+const LIST_OVERLAP: TimeDelta = TimeDelta::minutes(2);
+/// What no change told of is found by reading the last days again, once a day.
+const DAILY: TimeDelta = TimeDelta::hours(24);
+const SWEPT: TimeDelta = TimeDelta::days(3);
+/// A link that always leads on is going in circles.
+const MOST_PAGES: usize = 2_000;
+
+pub(super) struct Look<'a> {
+    pub(super) cx: &'a Context,
+    pub(super) graph: &'a Graph,
+    pub(super) mailbox: &'a Mailbox,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) changes: usize,
+    /// What a notification should have told of.
+    seen: Vec<SeenChange>,
+    /// Why the folder cannot be followed by delta.
+    pub(super) refused: Option<String>,
+}
+
+impl Look<'_> {
+    pub(super) async fn at(&self, folder: Folder) -> Result<Looked, Failure> {
+        let mut looked = Looked::default();
+        let daily = folder.sweep_from.unwrap_or(folder.created_at) + DAILY <= self.cx.now();
+        // Where delta was refused it is tried again once a day, with the sweep.
+        let listed = folder.rung == "list" && !daily;
+        let mut folder = self.begin(folder, daily);
+        if listed {
+            self.newest(&mut folder, &mut looked).await?;
+            looked.refused = Some("delta_refused".to_owned());
+        } else {
+            match self.round(&mut folder, &mut looked).await {
+                Ok(()) => {}
+                Err(Trouble::Refused(reason)) => {
+                    "list".clone_into(&mut folder.rung);
+                    (folder.link, folder.link_kind) = (None, None);
+                    self.newest(&mut folder, &mut looked).await?;
+                    looked.refused = Some(reason);
+                }
+                // The folder is gone: the next look at the tree finds that out.
+                Err(Trouble::Gone) => return Ok(looked),
+                Err(Trouble::Other(failure)) => return Err(failure),
+            }
+        }
+        // Only these are subscribed to.
+        if folder.is_well_known("inbox") || folder.is_well_known("sentitems") {
+            self.cx.mailboxes().judge(self.mailbox, &folder, &looked.seen).await?;
+        }
+        Ok(looked)
+    }
+
+    fn begin(&self, mut folder: Folder, daily: bool) -> Folder {
+        // A folder that appeared later was never filled: what it holds is read once.
+        let unread = folder.link.is_none() && folder.polled_at.is_none() && folder.fill_floor.is_none();
+        if folder.sweep_before.is_none() && (unread || daily) {
+            let whole = unread || folder.lost_at.take().is_some();
+            let floor = if whole { self.floor(&folder) } else { self.cx.now() - SWEPT };
+            begin_sweep(&mut folder, floor, self.cx.now());
+        }
+        folder
+    }
+
+    /// Older mail was never read in it.
+    fn floor(&self, folder: &Folder) -> DateTime<Utc> {
+        folder.fill_floor.map_or(self.mailbox.floor, |filled| filled.min(self.mailbox.floor))
+    }
+
+    /// Pages of the delta until the round is at its end.
+    async fn round(&self, folder: &mut Folder, looked: &mut Looked) -> Result<(), Trouble> {
+        let mut seen_links = HashSet::new();
+        for _ in 0..MOST_PAGES {
+            let asked = match &folder.link {
+                Some(link) => self.graph.go_on(link).await,
+                None => self.graph.begin_delta(&folder.id, self.cx.now() - OVERLAP).await,
+            };
+            let page = match asked {
+                Err(error) if error.is_cursor_lost() && folder.link.is_some() => {
+                    tracing::warn!("a folder's delta link was lost; what it holds is read again");
+                    (folder.link, folder.link_kind) = (None, None);
+                    // Mail of any age may have been moved or deleted since. The newest comes first, so that what
+                    // arrived meanwhile does not wait. What is being read for the first time is not read twice.
+                    let floor = if folder.fills() {
+                        folder.lost_at = Some(self.cx.now());
+                        folder.polled_at.unwrap_or(folder.created_at) - OVERLAP
+                    } else {
+                        self.floor(folder)
+                    };
+                    begin_sweep(folder, floor, self.cx.now());
+                    continue;
+                }
+                asked => asked.map_err(|error| trouble(folder, error))?,
+            };
+            let (link, kind) = match &page.cursor {
+                Cursor::Next(link) => (link.clone(), "next"),
+                Cursor::Delta(link) => (link.clone(), "delta"),
+            };
+            if kind == "next" && !seen_links.insert(link.clone()) {
+                return Err(Failure::retry("link_repeats", "a next link came a second time").into());
+            }
+            let ended = kind == "delta";
+            let told = self.whole(page.items).await?;
+            "delta".clone_into(&mut folder.rung);
+            (folder.link, folder.link_kind) = (Some(link), Some(kind.to_owned()));
+            let at = |one: &Told| one.received().or(one.at("lastModifiedDateTime")).unwrap_or(self.cx.now());
+            let times: HashMap<String, DateTime<Utc>> =
+                told.iter().map(|one| (one.id.clone(), at(one))).collect();
+            let taken = self.take(folder, told, ended, None).await?;
+            looked.changes += taken.changes();
+            looked.seen.extend(times.into_iter().map(|(id, at)| {
+                let created = taken.created.contains(&id);
+                SeenChange { id, created, at }
+            }));
+            self.look_for_unknown(folder, &taken).await?;
+            if ended {
+                return Ok(());
+            }
+        }
+        Err(Failure::retry("round_without_end", format!("no end after {MOST_PAGES} pages")).into())
+    }
+
+    /// What arrived since the newest message that is known, oldest first.
+    async fn newest(&self, folder: &mut Folder, looked: &mut Looked) -> Result<(), Failure> {
+        let mut from = folder.newest.unwrap_or_else(|| self.cx.now() - OVERLAP) - LIST_OVERLAP;
+        loop {
+            let window = Window { from, to: self.cx.now() + AHEAD, newest_first: false };
+            let page = self.graph.arrivals(&folder.id, window).await?;
+            let last = page.items.last().and_then(Told::received);
+            let more = page.more && last.is_some_and(|last| last > from);
+            let taken = self.take(folder, page.items, !more, None).await?;
+            looked.changes += taken.changes();
+            match last.filter(|_| more) {
+                Some(last) => from = last,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What is there, newest first, down to the sweep's floor or until the time is over. What stays unseen is looked
+    /// for by id afterwards. Gives the number of changes.
+    pub(super) async fn sweep(&self, mut folder: Folder, until: DateTime<Utc>) -> Result<usize, Failure> {
+        let mut changes = 0;
+        while let (Some(before), Some(floor)) = (folder.sweep_before, folder.sweep_floor)
+            && self.cx.now() < until
+        {
+            let window = Window { from: floor, to: before, newest_first: true };
+            let page = self.graph.arrivals(&folder.id, window).await?;
+            let last = page.items.last().and_then(Told::received);
+            let next = last.filter(|last| page.more && *last < before);
+            folder.sweep_before = next;
+            changes += self.take(&mut folder, page.items, true, Some(next.is_none())).await?.changes();
+        }
+        Ok(changes)
+    }
+
+    /// Lays a page down; `rests` when nothing more is asked of the folder for now.
+    async fn take(
+        &self,
+        folder: &mut Folder,
+        told: Vec<Told>,
+        rests: bool,
+        sweep: Option<bool>,
+    ) -> Result<Taken, Failure> {
+        let now = self.cx.now();
+        let replaced = self.replaced(&told).await?;
+        let arrived = told.iter().filter(|one| !one.removed).filter_map(Told::received).max();
+        folder.newest = folder.newest.max(arrived);
+        if rests {
+            folder.polled_at = Some(now);
+            if !told.is_empty() && sweep.is_none() {
+                folder.changed_at = Some(now);
+            }
+            folder.due_at = Some(next_look(folder, self.cx.mailboxes().pace(), now, self.cx.chance()));
+        }
+        let page = PollPage { folder, told: &told, replaced: &replaced, sweep };
+        let taken = self.cx.mailboxes().take(self.mailbox, page).await?;
+        folder.link_version += 1;
+        Ok(taken)
+    }
+
+    /// A delta may tell less than a list: of what is new, all is read.
+    async fn whole(&self, told: Vec<Told>) -> Result<Vec<Told>, Failure> {
+        if told.iter().all(|one| one.removed || one.is_whole()) {
+            return Ok(told);
+        }
+        let known = self.cx.mailboxes().known(self.mailbox, &told).await?;
+        let mut whole = Vec::with_capacity(told.len());
+        for one in told {
+            if one.removed || one.is_whole() || known.contains(&one.id) {
+                whole.push(one);
+            } else {
+                whole.push(self.graph.look_for(&one.id).await?.unwrap_or(Told { removed: true, ..one }));
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The same mail under another id, when the old id leads nowhere: Outlook for the desktop moves like this.
+    async fn replaced(&self, told: &[Told]) -> Result<Vec<(String, String)>, Failure> {
+        replaced(self.cx, self.graph, self.mailbox, told).await
+    }
+
+    /// An id that left the folder before it was ever read, while the mailbox is being filled: it may stand where the
+    /// backfill has been already.
+    async fn look_for_unknown(&self, folder: &Folder, taken: &Taken) -> Result<(), Failure> {
+        if !folder.fills() {
+            return Ok(());
+        }
+        for id in &taken.unknown {
+            let found = self.graph.look_for(id).await?;
+            if let Some(told) =
+                found.filter(|told| told.received().is_some_and(|at| at >= self.mailbox.floor))
+            {
+                self.cx.mailboxes().take_found(self.mailbox, &told, &[]).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pairs of a new id and the old one that leads nowhere any more.
+pub(in crate::mailbox) async fn replaced(
+    cx: &Context,
+    graph: &Graph,
+    mailbox: &Mailbox,
+    told: &[Told],
+) -> Result<Vec<(String, String)>, Failure> {
+    let mut replaced = Vec::new();
+    for (new, old) in cx.mailboxes().rivals(mailbox, told).await? {
+        let taken = replaced.iter().any(|(_, known)| *known == old);
+        if !taken && graph.look_for(&old).await?.is_none() {
+            replaced.push((new, old));
+        }
+    }
+    Ok(replaced)
+}
+
+fn trouble(folder: &Folder, error: GraphError) -> Trouble {
+    if error.is_not_found() && folder.polled_at.is_some() {
+        return Trouble::Gone;
+    }
+    match refuses_delta(&error) {
+        Some(reason) => Trouble::Refused(reason),
+        None => Trouble::Other(error.into()),
+    }
+}
+
+fn begin_sweep(folder: &mut Folder, floor: DateTime<Utc>, now: DateTime<Utc>) {
+    folder.sweep += 1;
+    folder.sweep_before = Some(now + AHEAD);
+    folder.sweep_from = Some(now);
+    folder.sweep_floor = Some(floor);
+}
+
+enum Trouble {
+    Refused(String),
+    Gone,
+    Other(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
