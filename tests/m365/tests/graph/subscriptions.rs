@@ -1,0 +1,117 @@
+//! Subscriptions and what they are told.
+
+use super::*;
+
+/// How many items of a kind have been told, after waiting a while for so many.
+async fn told_of(seen: &std::sync::Mutex<Vec<Value>>, kind: impl Fn(&Value) -> bool, wanted: usize) -> usize {
+    let mut found = 0;
+    for _ in 0..40 {
+        let posts = seen.lock().expect("no panic").clone();
+        found = posts
+            .iter()
+            .flat_map(|post| post["value"].as_array().into_iter().flatten())
+            .filter(|one| kind(one))
+            .count();
+        if found >= wanted {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for_shared_mailboxes() {
+    use axum::extract::{Query, State};
+    use std::sync::{Arc, Mutex};
+    type Seen = Arc<Mutex<Vec<Value>>>;
+    let seen: Seen = Arc::default();
+    let hook = axum::Router::new()
+        .route(
+            "/notify",
+            axum::routing::post(
+                |State(seen): State<Seen>,
+                 Query(query): Query<std::collections::HashMap<String, String>>,
+                 body: String| async move {
+                    if let Some(token) = query.get("validationToken") {
+                        return (axum::http::StatusCode::OK, token.clone());
+                    }
+                    seen.lock().expect("no panic").push(serde_json::from_str(&body).expect("json"));
+                    (axum::http::StatusCode::ACCEPTED, String::new())
+                },
+            ),
+        )
+        .route("/wrong", axum::routing::post(|| async { "\"token\"" }))
+        .with_state(seen.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let hooks = format!("http://{}", listener.local_addr().expect("bound"));
+    tokio::spawn(async move { axum::serve(listener, hook).await });
+
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let until = (running.sim.now() + TimeDelta::minutes(600)).to_rfc3339();
+    let wanted = |path: &str, resource: &str| {
+        json!({"changeType": "created,updated", "notificationUrl": format!("{hooks}{path}"),
+        "resource": resource, "expirationDateTime": until, "clientState": "secret",
+        "lifecycleNotificationUrl": format!("{hooks}/notify")})
+    };
+    assert_eq!(ada.post("/subscriptions", &wanted("/wrong", "me/messages")).await.0, 400);
+    let far = json!({"changeType": "created", "notificationUrl": format!("{hooks}/notify"), "resource": "me/messages",
+        "expirationDateTime": (running.sim.now() + TimeDelta::days(30)).to_rfc3339()});
+    assert_eq!(code(&ada.post("/subscriptions", &far).await.1), "ExtensionError");
+    let (status, made) =
+        ada.post("/subscriptions", &wanted("/notify", "me/mailFolders('inbox')/messages")).await;
+    assert_eq!(status, 201, "{made}");
+    assert_eq!(
+        ada.post("/subscriptions", &wanted("/notify", "me/mailFolders('inbox')/messages")).await.0,
+        409
+    );
+    let message = running.sim.deliver(ADA, NewMessage::new("x@y.example", "news", "b"));
+    for _ in 0..200 {
+        if !seen.lock().expect("no panic").is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let told = seen.lock().expect("no panic")[0]["value"][0].clone();
+    assert_eq!(
+        (told["changeType"].as_str(), told["clientState"].as_str()),
+        (Some("created"), Some("secret"))
+    );
+    let (_, read) =
+        ada.get(&format!("/me/messages/{}", told["resourceData"]["id"].as_str().expect("an id"))).await;
+    assert_eq!(read["subject"], "news", "{message}");
+    // The token lapses: what happens is withheld, a fresh one is asked for, and then it is told.
+    let created = |one: &Value| one["changeType"] == "created";
+    running.sim.clock().advance(TimeDelta::minutes(59));
+    assert_eq!(told_of(&seen, |one| one["lifecycleEvent"] == "reauthorizationRequired", 1).await, 1);
+    running.sim.clock().advance(TimeDelta::minutes(2));
+    let _held = running.sim.deliver(ADA, NewMessage::new("x@y.example", "held", "b"));
+    assert_eq!(told_of(&seen, created, 2).await, 1, "withheld");
+    let ada = Client::new(&running, ADA, OWN);
+    assert_eq!(ada.get("/subscriptions").await.1["value"][0]["clientState"], Value::Null);
+    let path = format!("/subscriptions/{}", id(&made));
+    assert_eq!(ada.bare(Method::POST, &format!("{path}/reauthorize")).await.0, 204);
+    assert_eq!(told_of(&seen, created, 2).await, 2, "released");
+    assert_eq!(
+        ada.patch(
+            &path,
+            &json!({"expirationDateTime": (running.sim.now() + TimeDelta::minutes(10)).to_rfc3339()})
+        )
+        .await
+        .0,
+        200
+    );
+    assert_eq!(ada.bare(Method::DELETE, &path).await.0, 204);
+    assert_eq!(ada.get(&path).await.0, 404);
+
+    let service = Client::new(&running, "svc-shared@acme.example", SHARED);
+    let shared = wanted("/notify", "users/support@acme.example/mailFolders('inbox')/messages");
+    assert_eq!(service.post("/subscriptions", &shared).await.0, 403);
+    running.sim.graph().switches.shared_subscribe = SharedSubscribe::AcceptButSilent;
+    assert_eq!(service.post("/subscriptions", &shared).await.0, 201);
+    let before = seen.lock().expect("no panic").len();
+    running.sim.deliver("support@acme.example", NewMessage::new("x@y.example", "unheard", "b"));
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(seen.lock().expect("no panic").len(), before, "accepted, and mute");
+}
