@@ -1,0 +1,124 @@
+//! What waits for a person, and what comes of the decision.
+
+use followthrough::submit::{self, Decided};
+use followthrough::{dead, store::dead_letter};
+use followthrough_tests::engine::Engine;
+use serde_json::json;
+
+super::on_both_pairs!(
+    a_tool_that_nobody_allowed_is_denied_and_makes_no_call,
+    a_tool_that_asks_waits_for_an_approval_and_then_runs,
+    a_rejected_job_never_runs,
+    a_job_without_a_connection_waits_for_its_user,
+    a_dead_letter_is_replayed_once_its_cause_is_gone,
+    a_replayed_dead_letter_has_all_its_attempts_again,
+    a_job_expires_unseen_and_another_waits_for_its_time,
+);
+
+async fn a_tool_that_nobody_allowed_is_denied_and_makes_no_call(world: Engine) {
+    world.set_tool("test.write", "deny").await;
+    let fleet = world.process().await;
+    world.publish(&[world.envelope("j1", "test.write", json!({}))]).await;
+    world.until_state("j1", "dead").await;
+    let row = world.job("j1").await.expect("the row");
+    assert_eq!((row.code.as_deref(), row.attempt), (Some("tool_denied"), 0));
+    assert_eq!(world.outside.started(), 0);
+    world.until("its dead letter is there", || async { world.dead_letters().await.len() == 1 }).await;
+    world.at_rest().await;
+    fleet.drain().await;
+}
+
+async fn a_tool_that_asks_waits_for_an_approval_and_then_runs(world: Engine) {
+    world.set_tool("test.write", "ask").await;
+    let fleet = world.process().await;
+    let envelope = world.envelope("j1", "test.write", json!({}));
+    world.publish(std::slice::from_ref(&envelope)).await;
+    world.until_state("j1", "parked").await;
+    // The publisher's repetition changes nothing.
+    world.publish(&[envelope]).await;
+    world.at_rest().await;
+    assert_eq!((world.state("j1").await.as_str(), world.outside.started()), ("parked", 0));
+    let services = &fleet.services;
+    let approve = || submit::approve(services, &world.workspace, "j1", "grace@acme.example", None);
+    assert_eq!(approve().await.expect("the store"), Decided::Done);
+    assert_ne!(approve().await.expect("the store"), Decided::Done, "an approval is single use");
+    world.until_state("j1", "succeeded").await;
+    assert_eq!(world.outside.effects(), 2);
+    world.at_rest().await;
+    fleet.drain().await;
+}
+
+async fn a_rejected_job_never_runs(world: Engine) {
+    world.set_tool("test.write", "ask").await;
+    let fleet = world.process().await;
+    world.publish(&[world.envelope("j1", "test.write", json!({}))]).await;
+    world.until_state("j1", "parked").await;
+    let no = submit::reject(&fleet.services, &world.workspace, "j1", "grace@acme.example", Some("no")).await;
+    assert_eq!(no.expect("the store"), Decided::Done);
+    world.publish(&[world.envelope("j1", "test.write", json!({}))]).await;
+    world.at_rest().await;
+    assert_eq!((world.state("j1").await.as_str(), world.outside.started()), ("rejected", 0));
+    fleet.drain().await;
+}
+
+async fn a_job_without_a_connection_waits_for_its_user(world: Engine) {
+    let fleet = world.process().await;
+    world.publish(&[world.envelope("j1", "test.mail", json!({}))]).await;
+    world.until_state("j1", "parked").await;
+    let row = world.job("j1").await.expect("the row");
+    assert_eq!((row.cause.as_deref(), row.code.as_deref()), (Some("needs_user"), Some("not_connected")));
+    world.at_rest().await;
+    fleet.drain().await;
+}
+
+async fn a_dead_letter_is_replayed_once_its_cause_is_gone(world: Engine) {
+    world.set_tool("test.write", "deny").await;
+    let fleet = world.process().await;
+    world.publish(&[world.envelope("j1", "test.write", json!({}))]).await;
+    world.until("its dead letter is there", || async { world.dead_letters().await.len() == 1 }).await;
+    world.set_tool("test.write", "allow").await;
+    let filter = dead_letter::Filter { limit: 10, ..Default::default() };
+    let rehearsed = dead::replay(&fleet.services, &filter, "ops", true).await.expect("the store");
+    assert_eq!((rehearsed.len(), rehearsed[0].done, rehearsed[0].refused.clone()), (1, false, None));
+    assert_eq!(world.state("j1").await, "dead", "a rehearsal changes nothing");
+    let replayed = dead::replay(&fleet.services, &filter, "ops", false).await.expect("the store");
+    assert!(replayed[0].done);
+    world.until_state("j1", "succeeded").await;
+    assert_eq!(dead::replay(&fleet.services, &filter, "ops", false).await.expect("the store").len(), 0);
+    assert_eq!((world.outside.effects(), world.outside.doubled()), (2, 0));
+    world.at_rest().await;
+    fleet.drain().await;
+}
+
+async fn a_replayed_dead_letter_has_all_its_attempts_again(world: Engine) {
+    let fleet = world.process().await;
+    let faults = ["unavailable"; 8];
+    world.publish(&[world.envelope("j1", "test.write", json!({"faults": faults}))]).await;
+    world.until("its dead letter is there", || async { world.dead_letters().await.len() == 1 }).await;
+    let filter = dead_letter::Filter { limit: 10, ..Default::default() };
+    let replayed = dead::replay(&fleet.services, &filter, "ops", false).await.expect("the store");
+    assert!(replayed[0].done);
+    world.until_state("j1", "succeeded").await;
+    assert_eq!(world.job("j1").await.map(|row| row.attempt), Some(3), "two more failures, then the effect");
+    world.at_rest().await;
+    fleet.drain().await;
+}
+
+async fn a_job_expires_unseen_and_another_waits_for_its_time(world: Engine) {
+    let mut late = world.envelope("late", "test.write", json!({}));
+    late["expires_at"] = json!(world.clock.now() - chrono::TimeDelta::seconds(1));
+    let mut early = world.envelope("early", "test.write", json!({}));
+    let not_before = world.clock.now() + chrono::TimeDelta::seconds(3);
+    early["not_before"] = json!(not_before);
+    let fleet = world.process().await;
+    world.publish(&[late, early]).await;
+    world.until_state("late", "expired").await;
+    world.until_state("early", "waiting").await;
+    world.until_state("early", "succeeded").await;
+    let row = world.job("early").await.expect("the row");
+    let began = row.updated_at;
+    assert!(began >= not_before - chrono::TimeDelta::seconds(1), "began {began}, not before {not_before}");
+    assert_eq!((row.attempt, world.outside.effects()), (1, 2));
+    world.at_rest().await;
+    fleet.drain().await;
+}

@@ -1,0 +1,17 @@
+//! Shared mailboxes: connected, filled back, kept in step, disconnected.
+
+mod attached;
+mod away;
+mod consents;
+mod disconnect;
+mod follow;
+mod gaps;
+mod guests;
+mod killed;
+mod links;
+mod neighbours;
+mod polls;
+mod silence;
+pub(crate) mod support;
+mod throttled;
+mod wrong;

@@ -1,0 +1,39 @@
+//! Hundreds of 429s in a row: the mailbox waits, and nobody is said to be at fault.
+
+use chrono::TimeDelta;
+use followthrough_tests::world::{ADA, Pair, World};
+use m365_sim::Fault;
+use m365_sim::fault::When;
+use m365_sim::graph::Fill;
+
+use super::support::{SHARED, connect, deliver, end, held_ids, once_each, pass_until, row, stored_ids, told};
+
+const STEP: TimeDelta = TimeDelta::seconds(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_often_microsoft_says_too_many_requests_nothing_is_given_up() {
+    // The delay queues of RabbitMQ know no other time than the real one.
+    for (pair, refusals) in [(Pair::Embedded, 300), (Pair::Servers, 12)] {
+        let moving = World::open_moving(pair, |config| config.workers.lease = "1h".into());
+        let Some(world) = moving.await else { continue };
+        let connection = world.connect(ADA, "shared-mailbox").await;
+        world.sim().graph().fill(SHARED, &Fill { messages: 150, folders: 2, ..Fill::default() });
+        connect(&world, 31).await;
+        let busy = Fault::status(429, When::Before).header("retry-after", "30");
+        let busy = world.sim().inject(busy.path(&format!("/v1.0/users/{SHARED}/*")).times(0));
+        deliver(&world, "Meanwhile");
+        let often = || async { world.sim().fault_hits(busy).1 >= refusals };
+        pass_until(&world, STEP, "it was refused often", often).await;
+        assert_eq!(row(&world).await.state, "connected");
+        assert_eq!(world.connection(connection).await.status.as_str(), "connected");
+        assert!(told(&world, "mailbox.degraded").is_empty() && told(&world, "connection.needs").is_empty());
+        assert!(told(&world, "job.dead").is_empty() && told(&world, "job.parked").is_empty());
+        world.sim().clear_faults();
+        let in_step = || async { stored_ids(&world).await == held_ids(&world) };
+        pass_until(&world, STEP, "it goes on", in_step).await;
+        let over = || async { told(&world, "mailbox.backfill.completed").len() == 1 };
+        pass_until(&world, STEP, "the backfill is over", over).await;
+        once_each(&world).await;
+        Box::pin(end(world, STEP)).await;
+    }
+}

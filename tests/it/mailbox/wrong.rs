@@ -1,0 +1,91 @@
+//! Mailboxes that cannot be connected, and those that ask for them twice.
+
+use followthrough_tests::world::{ADA, Pair, World};
+use http::Method;
+use m365_sim::directory::{Mailbox as Kept, MailboxRight};
+use serde_json::{Value, json};
+
+use super::support::{SHARED, connected, consented, leave};
+
+async fn ask(world: &World, address: &str) -> (u16, Value) {
+    let body = json!({"workspace": world.workspace, "user": ADA, "address": address, "backfill_days": 0});
+    let (status, answer) = world.api(Method::POST, "/v1/mailboxes", Some(&body)).await;
+    (status.as_u16(), answer)
+}
+
+async fn shown(world: &World, id: &str) -> Value {
+    world.api(Method::GET, &format!("/v1/mailboxes/{id}"), None).await.1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_reached_says_why_and_works_once_it_can() {
+    let Some(world) = consented(Pair::Embedded).await else { return };
+    world.sim().directory().find_mut("bob@acme.example").expect("Bob").mailbox = Kept::OnPremises;
+    let mut asked = Vec::new();
+    for (address, code) in [
+        ("nobody@acme.example", "no_mailbox"),
+        ("bob@acme.example", "mailbox_on_premises"),
+        ("sales@acme.example", "no_mailbox_access"),
+    ] {
+        let (status, made) = ask(&world, address).await;
+        assert_eq!((status, made["state"].as_str()), (201, Some("connecting")), "{made}");
+        let id = made["id"].as_str().expect("an id").to_owned();
+        world.until(code, || async { shown(&world, &id).await["code"] == code }).await;
+        let job = format!("mailbox-connect/{id}");
+        world.until_state(&job, "parked").await;
+        asked.push((address, id));
+    }
+    // Nobody was asked for a mailbox by its entry in the directory, and nothing was read of another one.
+    for call in world.sim().calls() {
+        assert!(!call.path.starts_with("/v1.0/me"), "{}", call.path);
+    }
+    {
+        let mut directory = world.sim().directory();
+        let oid = |name: &str| directory.find(name).expect("somebody").oid.clone();
+        let right = MailboxRight {
+            mailbox: oid("sales@acme.example"),
+            user: oid(ADA),
+            full_access: true,
+            ..MailboxRight::default()
+        };
+        directory.set_right(right);
+    }
+    let (address, id) = &asked[2];
+    let (status, again) = ask(&world, address).await;
+    assert_eq!((status, again["id"].as_str()), (201, Some(id.as_str())), "{again}");
+    world.until("it is connected", || async { shown(&world, id).await["state"] == "connected" }).await;
+    for (_, id) in &asked {
+        let (status, _) = world.api(Method::DELETE, &format!("/v1/mailboxes/{id}"), None).await;
+        assert_eq!(status, 202);
+        world.until("it is gone", || async { shown(&world, id).await["state"] == "disconnected" }).await;
+        assert!(shown(&world, id).await["receipt"]["disconnected_at"].is_string());
+    }
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mailbox_is_connected_once_and_its_address_is_free_after_it() {
+    let Some(world) = connected(Pair::Embedded, 0).await else { return };
+    let (status, refused) = ask(&world, "Support@ACME.example").await;
+    assert_eq!((status, refused["error"]["code"].as_str()), (409, Some("mailbox_exists")), "{refused}");
+    let (_, listed) = world.api(Method::GET, "/v1/connections?workspace=acme", None).await;
+    let connection = listed["connections"][0]["id"].as_str().expect("Ada's").to_owned();
+    let path = format!("/v1/connections/{connection}");
+    for (body, path) in [
+        (json!({"workspace": "acme", "user": ADA, "address": "support"}), "address"),
+        (json!({"workspace": "acme", "user": ADA, "address": SHARED, "backfill_days": 366}), "backfill_days"),
+    ] {
+        let (status, refused) = world.api(Method::POST, "/v1/mailboxes", Some(&body)).await;
+        assert_eq!((status.as_u16(), refused["error"]["path"].as_str()), (400, Some(path)), "{refused}");
+    }
+    leave(&world).await;
+    assert_eq!(world.api(Method::DELETE, &path, None).await.0, 200);
+    // The address is free again, as another mailbox.
+    let (status, anew) = ask(&world, SHARED).await;
+    assert_eq!((status, anew["state"].as_str()), (201, Some("connecting")), "{anew}");
+    let id = anew["id"].as_str().expect("an id").to_owned();
+    world.until_state(&format!("mailbox-connect/{id}"), "parked").await;
+    world.api(Method::DELETE, &format!("/v1/mailboxes/{id}"), None).await;
+    world.until("it is gone", || async { shown(&world, &id).await["state"] == "disconnected" }).await;
+    world.close().await;
+}

@@ -1,0 +1,19 @@
+//! Stories and laws.
+mod api;
+mod broker;
+mod consent;
+mod crm_update;
+mod docs;
+mod email_draft;
+mod email_send;
+mod engine;
+mod event_create;
+mod house;
+mod intake;
+mod kill;
+mod laws;
+mod mailbox;
+mod relay;
+mod site;
+mod subscriptions;
+mod vault;
