@@ -192,6 +192,7 @@ impl Attempts {
             effects,
             workspace: decoded.envelope.workspace.clone(),
             user: decoded.envelope.user.clone(),
+            gate: held.gate.clone(),
             permits: held.permits,
             created_at: held.created_at,
         };

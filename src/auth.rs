@@ -5,6 +5,7 @@
 //! the caller sees the 401 as it came.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 use secrecy::SecretString;
 
+use crate::cool_down::CoolDown;
 use crate::http::{Answer, Call, Http, HttpError};
 use crate::outcome::Failure;
 use crate::store::connection::Connection;
@@ -42,6 +44,7 @@ pub struct Bearer {
     http: Http,
     tokens: Arc<dyn Tokens>,
     resource: Arc<str>,
+    cool_down: Option<CoolDown>,
 }
 
 /// Why a call has no answer.
@@ -60,7 +63,19 @@ impl From<HttpError> for Unheard {
 
 impl Bearer {
     pub fn new(http: Http, tokens: Arc<dyn Tokens>, resource: &str) -> Self {
-        Self { http, tokens, resource: resource.into() }
+        Self { http, tokens, resource: resource.into(), cool_down: None }
+    }
+
+    /// No call is made while this lasts.
+    pub fn respect(&mut self, cool_down: Option<CoolDown>) {
+        self.cool_down = cool_down;
+    }
+
+    /// An answer asked for patience: everybody behind the same gate hears of it.
+    pub fn leave_alone(&self, wait: Option<Duration>) {
+        if let (Some(cool_down), Some(wait)) = (&self.cool_down, wait) {
+            cool_down.begin(wait);
+        }
     }
 
     /// A call to an address that is a secret itself: no token goes there.
@@ -70,6 +85,9 @@ impl Bearer {
 
     /// A 401 is a definite "not done", so even a creating call may be made once more with another token.
     pub async fn send(&self, call: Call) -> Result<Answer, Unheard> {
+        if let Some(left) = self.cool_down.as_ref().and_then(CoolDown::left) {
+            return Err(Unheard::Http(HttpError::Withheld { call: call.name, left }));
+        }
         let token = self.tokens.access(&self.resource).await.map_err(Unheard::NoToken)?;
         let answer = self.http.send(call.clone().bearer(&token)).await?;
         let challenge = challenge(&answer.headers);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::clock::Clock;
+use crate::cool_down::CoolDown;
 use crate::dataverse::Dataverse;
 use crate::disconnect::Connections;
 use crate::effect::{Effect, Effects};
@@ -24,6 +25,7 @@ pub struct Context {
     pub(crate) effects: Effects,
     pub(crate) workspace: String,
     pub(crate) user: String,
+    pub(crate) gate: Option<String>,
     pub(crate) permits: u16,
     pub(crate) created_at: DateTime<Utc>,
 }
@@ -54,12 +56,16 @@ impl Context {
 
     /// Graph as the user. [`Graph::of_mailbox`] turns to a mailbox shared with them.
     pub fn graph(&self) -> Result<Graph, Failure> {
-        Ok(self.services.microsoft.graph(self.connection()?))
+        Ok(self.services.microsoft.graph(self.connection()?).behind(self.cool_down()))
     }
 
     /// The user's Dynamics environment.
     pub fn dataverse(&self) -> Result<Dataverse, Failure> {
-        self.services.microsoft.dataverse(self.connection()?)
+        Ok(self.services.microsoft.dataverse(self.connection()?)?.behind(self.cool_down()))
+    }
+
+    fn cool_down(&self) -> Option<CoolDown> {
+        self.gate.as_deref().map(|gate| self.services.microsoft.cool_down(gate))
     }
 
     /// The workspace's shared mailboxes.

@@ -23,7 +23,9 @@ pub use self::error::{DataverseError, Refusal};
 pub use self::metadata::{Definitions, Table};
 use crate::auth::{Bearer, Tokens};
 use crate::clock::Clock;
+use crate::cool_down::CoolDown;
 use crate::http::{Answer, Call, Http, Repeat, add_query, loopback};
+use crate::outcome::Classify as _;
 
 /// The environments of all clouds.
 /// <https://learn.microsoft.com/power-apps/developer/data-platform/discovery-service>
@@ -123,6 +125,13 @@ impl Dataverse {
         Ok(Self { bearer, clock, environment: environment.into(), root: Arc::new(root), definitions })
     }
 
+    /// The gate that its calls stand behind.
+    #[must_use]
+    pub fn behind(mut self, cool_down: Option<CoolDown>) -> Self {
+        self.bearer.respect(cool_down);
+        self
+    }
+
     /// Who the token's user is here: the cheapest proof that the environment lets them in.
     pub async fn who_am_i(&self) -> Result<WhoAmI, DataverseError> {
         self.get("dataverse.who_am_i", self.url("WhoAmI")).await
@@ -196,7 +205,9 @@ impl Dataverse {
             let what = format!("status {} where {expected:?} is documented", answer.status.as_u16());
             return Err(DataverseError::Unexpected { call: name, what, write });
         }
-        Err(DataverseError::Refused(Refusal::read(name, &answer, once, self.clock.now())))
+        let refused = DataverseError::Refused(Refusal::read(name, &answer, once, self.clock.now()));
+        self.bearer.leave_alone(refused.cool_down());
+        Err(refused)
     }
 
     async fn get<T: DeserializeOwned>(&self, name: &'static str, url: Url) -> Result<T, DataverseError> {

@@ -25,7 +25,9 @@ use url::Url;
 pub use self::error::{GraphError, Refusal};
 use crate::auth::{Bearer, Tokens};
 use crate::clock::Clock;
-use crate::http::{Answer, Call, Http};
+use crate::cool_down::CoolDown;
+use crate::http::{Answer, Call, Http, retry_after};
+use crate::outcome::Classify as _;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -73,6 +75,13 @@ impl Graph {
         Self { mailbox: Some(address.into()), ..self.clone() }
     }
 
+    /// The gate that its calls stand behind.
+    #[must_use]
+    pub fn behind(mut self, cool_down: Option<CoolDown>) -> Self {
+        self.bearer.respect(cool_down);
+        self
+    }
+
     /// An address below the mailbox; every segment is percent-encoded, so ids and addresses go in as they are.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = Url::clone(&self.root);
@@ -101,13 +110,17 @@ impl Graph {
         let once = call.repeat == crate::http::Repeat::Once;
         let answer = self.bearer.send(call.header(PREFER, IMMUTABLE_IDS)).await?;
         if expected.contains(&answer.status.as_u16()) {
+            // Done, and with a wish: a 202 may carry one.
+            self.bearer.leave_alone(retry_after(&answer.headers, self.clock.now()));
             return Ok(answer);
         }
         if answer.status.is_success() {
             let what = format!("status {} where {expected:?} is documented", answer.status.as_u16());
             return Err(GraphError::Unexpected { call: name, what, write });
         }
-        Err(GraphError::Refused(Refusal::read(name, &answer, once, self.clock.now())))
+        let refused = GraphError::Refused(Refusal::read(name, &answer, once, self.clock.now()));
+        self.bearer.leave_alone(refused.cool_down());
+        Err(refused)
     }
 
     /// All pages of a collection, in the order served, at most `limit` items of it; and whether their ids

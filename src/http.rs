@@ -156,7 +156,7 @@ fn worth_repeating(outcome: &Result<Answer, HttpError>) -> bool {
             matches!(answer.status.as_u16(), 502..=504) && !answer.headers.contains_key(RETRY_AFTER)
         }
         Err(HttpError::NotSent { .. } | HttpError::Unanswered { .. }) => true,
-        Err(HttpError::TooLarge { .. } | HttpError::Insecure { .. }) => false,
+        Err(HttpError::TooLarge { .. } | HttpError::Insecure { .. } | HttpError::Withheld { .. }) => false,
     }
 }
 
@@ -458,9 +458,10 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_refused_connection_wrote_nothing() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}/", listener.local_addr().expect("bound"));
-        drop(listener);
+        // Bound, so that it is nobody else's.
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let url = format!("http://{}/", socket.local_addr().expect("bound"));
         let call = Call::post("test.create", Url::parse(&url).expect("a URL"));
         let error = http().send(call).await.expect_err("nobody listens");
         assert!(matches!(error, HttpError::NotSent { .. }), "{error}");

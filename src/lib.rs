@@ -38,6 +38,7 @@ pub mod config;
 pub mod connected;
 pub mod consumer;
 pub mod context;
+pub mod cool_down;
 pub mod dataverse;
 pub mod dead;
 pub mod disconnect;

@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Duration = Duration::from_millis(200);
+    const SHORT: Duration = Duration::from_secs(2);
     const LONG: Duration = Duration::from_secs(20);
 
     #[tokio::test]

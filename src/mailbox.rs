@@ -29,6 +29,7 @@ use crate::services::Services;
 use crate::store::StoreError;
 use crate::store::connection::{self, Connection, Status};
 use crate::store::folder::{self, Folder};
+use crate::store::gate;
 use crate::store::mailbox::{self, Mailbox};
 
 pub use push::SeenChange;
@@ -86,8 +87,19 @@ impl Mailboxes {
             .await;
         let works = |known: &Connection| matches!(known.status, Status::Connected | Status::Disconnecting);
         let connected = found?.filter(works);
-        Ok(connected
-            .map(|connection| self.services.microsoft.graph(&connection).of_mailbox(&mailbox.address)))
+        let microsoft = &self.services.microsoft;
+        Ok(connected.map(|connection| {
+            let gate =
+                gate::of_mailbox(connection.tenant_id.as_deref().unwrap_or_default(), &mailbox.address);
+            let cool_down = Some(microsoft.cool_down(&gate));
+            microsoft.graph(&connection).behind(cool_down).of_mailbox(&mailbox.address)
+        }))
+    }
+
+    /// Microsoft forgot how far one of its folders was followed.
+    pub fn lost_link(&self, mailbox: &Mailbox) {
+        tracing::warn!(mailbox = %mailbox.id, "a folder's delta link was lost; what it holds is read again");
+        metrics::counter!("followthrough_mailbox_links_lost_total").increment(1);
     }
 
     /// Its folders, Inbox and Sent Items first.

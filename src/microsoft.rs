@@ -9,6 +9,7 @@ use url::Url;
 use crate::auth::TokenSource;
 use crate::clock::Clock;
 use crate::config;
+use crate::cool_down::{CoolDown, CoolDowns};
 use crate::dataverse::metadata::Definitions;
 use crate::dataverse::{Dataverse, host_patterns};
 use crate::graph::Graph;
@@ -25,6 +26,7 @@ pub struct Microsoft {
     pub discovery_url: Url,
     pub dataverse_hosts: Vec<String>,
     definitions: Definitions,
+    cool_downs: CoolDowns,
 }
 
 impl Microsoft {
@@ -32,6 +34,7 @@ impl Microsoft {
         Self {
             http,
             tokens,
+            cool_downs: CoolDowns::new(clock.clone()),
             clock,
             graph_url: settings.graph_url(),
             discovery_url: settings.discovery_url(),
@@ -42,6 +45,11 @@ impl Microsoft {
 
     pub fn graph(&self, connection: &Connection) -> Graph {
         Graph::new(self.http.clone(), self.tokens.of(connection), self.clock.clone(), &self.graph_url)
+    }
+
+    /// What the clients of this process know of those behind a gate.
+    pub fn cool_down(&self, gate: &str) -> CoolDown {
+        self.cool_downs.of(gate)
     }
 
     /// The environment that the connection's consent was given for.

@@ -273,6 +273,7 @@ impl Classify for GraphError {
     fn cool_down(&self) -> Option<Duration> {
         match self {
             Self::NoToken(failure) => failure.cool_down,
+            Self::Http(error) => error.cool_down(),
             Self::Refused(refusal) if refusal.verdict().1 == Throttled => {
                 Some(refusal.retry_after.unwrap_or(UNSAID_COOL_DOWN).max(SHORTEST_COOL_DOWN))
             }

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use crate::outcome::{Classify, Disposition};
 
@@ -18,6 +19,8 @@ pub enum HttpError {
     TooLarge { call: &'static str, limit: usize, write: bool },
     /// Neither https nor on this machine; never sent.
     Insecure { call: &'static str },
+    /// Never sent: whoever is called asked to be left alone for so much longer.
+    Withheld { call: &'static str, left: Duration },
 }
 
 impl fmt::Display for HttpError {
@@ -29,6 +32,9 @@ impl fmt::Display for HttpError {
                 write!(f, "{call}: the answer is longer than {limit} bytes")
             }
             Self::Insecure { call } => write!(f, "{call}: neither https nor this machine"),
+            Self::Withheld { call, left } => {
+                write!(f, "{call}: not sent: to be left alone for {} s more", left.as_secs_f32().ceil())
+            }
         }
     }
 }
@@ -40,6 +46,7 @@ impl Classify for HttpError {
         match self {
             Self::NotSent { .. } | Self::Unanswered { .. } => Disposition::Retry { after: None },
             Self::TooLarge { .. } | Self::Insecure { .. } => Disposition::Reject,
+            Self::Withheld { left, .. } => Disposition::Retry { after: Some(*left) },
         }
     }
 
@@ -49,7 +56,15 @@ impl Classify for HttpError {
             Self::Unanswered { .. } => "unanswered",
             Self::TooLarge { .. } => "answer_too_large",
             Self::Insecure { .. } => "insecure_url",
+            Self::Withheld { .. } => "throttled",
         })
+    }
+
+    fn cool_down(&self) -> Option<Duration> {
+        match self {
+            Self::Withheld { left, .. } => Some(*left),
+            _ => None,
+        }
     }
 
     fn ambiguous(&self) -> bool {

@@ -208,6 +208,13 @@ pub const METRICS: &[Metric] = &[
         "times that notifications of a mailbox, proven before, failed to tell of three messages in a row",
     ),
     metric(
+        "followthrough_mailbox_links_lost_total",
+        Counter,
+        Unit::Count,
+        &[],
+        "times that Microsoft forgot how far a folder was followed; what the folder holds is read again",
+    ),
+    metric(
         "followthrough_api_requests_total",
         Counter,
         Unit::Count,

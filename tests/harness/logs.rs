@@ -68,6 +68,14 @@ pub fn lines() -> String {
     String::from_utf8_lossy(&LINES.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
+/// How many lines hold all of these words; looked through in place, for there are many and everybody writes to them.
+pub fn count(words: &[&str]) -> usize {
+    let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let fits =
+        |line: &&[u8]| words.iter().all(|word| line.windows(word.len()).any(|part| part == word.as_bytes()));
+    lines.split(|byte| *byte == b'\n').filter(fits).count()
+}
+
 /// Where code panicked that is neither a story nor of the harness.
 pub fn panics() -> Vec<String> {
     PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone()

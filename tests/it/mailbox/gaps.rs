@@ -1,13 +1,14 @@
 //! What would be missed by a fleet that trusts its cursors, its connections or its own uptime.
 
 use followthrough::store::message::Message;
+use followthrough_tests::logs;
 use followthrough_tests::world::{ADA, Pair};
 use m365_sim::graph::Fill;
 use serde_json::json;
 
 use super::support::{
-    SHARED, connect, connected, consented, count, created, deliver, filled, in_step, leave, once_each, rough,
-    row, stored, throttled, tidy_up, told,
+    SHARED, connect, connected, consented, count, created, deliver, filled, folders, in_step, leave,
+    once_each, rough, row, settled, stored, throttled, tidy_up, told,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,6 +64,13 @@ async fn old_mail_that_changed_unseen_is_found_after_a_lost_delta_link() {
             .until("the removal is told", || async { told(&world, "mailbox.message.removed").len() == 1 })
             .await;
         assert_eq!(told(&world, "mailbox.message.removed")[0]["data"]["message"], old[2].as_str());
+        settled(&world).await;
+        let id = row(&world).await.id.to_string();
+        let (said, folders) = (logs::count(&["delta link was lost", &id]), folders(&world).await.len());
+        assert!(
+            (1..=folders).contains(&said),
+            "{said} warnings, {folders} folders: once for each that had a link"
+        );
         leave(&world).await;
         world.close().await;
     }
@@ -70,31 +78,33 @@ async fn old_mail_that_changed_unseen_is_found_after_a_lost_delta_link() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_consent_parks_the_mailbox_once_and_a_new_one_closes_the_gap() {
-    let Some(mut world) = connected(Pair::Embedded, 0).await else { return };
-    deliver(&world, "Before");
-    in_step(&world).await;
-    world.sim().revoke_sessions(ADA);
-    // A new process holds no access token that would go on working for an hour.
-    world.stop().await;
-    world.start().await;
-    world.until("it says so", || async { row(&world).await.state == "degraded" }).await;
-    for n in 0..30 {
-        deliver(&world, &format!("Meanwhile {n}"));
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(mut world) = connected(pair, 0).await else { continue };
+        deliver(&world, "Before");
+        in_step(&world).await;
+        world.sim().revoke_sessions(ADA);
+        // A new process holds no access token that would go on working for an hour.
+        world.stop().await;
+        world.start().await;
+        world.until("it says so", || async { row(&world).await.state == "degraded" }).await;
+        for n in 0..30 {
+            deliver(&world, &format!("Meanwhile {n}"));
+        }
+        world.connect(ADA, "shared-mailbox").await;
+        in_step(&world).await;
+        world.until("it is reached again", || async { row(&world).await.state == "connected" }).await;
+        let id = row(&world).await.id.to_string();
+        let told_of = || -> Vec<String> {
+            let about = world.events.about(&id).into_iter();
+            about.filter(|kind| !kind.starts_with("mailbox.message")).collect()
+        };
+        world.until("it is told", || async { told_of().len() >= 3 }).await;
+        assert_eq!(told_of(), ["mailbox.connected", "mailbox.degraded", "mailbox.connected"]);
+        world.until("all are told of", || async { created(&world).len() == 31 }).await;
+        once_each(&world).await;
+        leave(&world).await;
+        world.close().await;
     }
-    world.connect(ADA, "shared-mailbox").await;
-    in_step(&world).await;
-    world.until("it is reached again", || async { row(&world).await.state == "connected" }).await;
-    let told_of: Vec<String> = world
-        .events
-        .about(&row(&world).await.id.to_string())
-        .into_iter()
-        .filter(|kind| !kind.starts_with("mailbox.message"))
-        .collect();
-    assert_eq!(told_of, ["mailbox.connected", "mailbox.degraded", "mailbox.connected"]);
-    world.until("all are told of", || async { created(&world).len() == 31 }).await;
-    once_each(&world).await;
-    leave(&world).await;
-    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,12 @@ use followthrough_tests::world::{ADA, Pair, World};
 use m365_sim::Fault;
 use m365_sim::fault::When;
 use m365_sim::graph::Fill;
+use m365_sim::referee::Limits;
 
-use super::support::{SHARED, connect, deliver, end, held_ids, once_each, pass_until, row, stored_ids, told};
+use super::support::{
+    SHARED, connect, consented, deliver, end, filled, held_ids, leave, once_each, pass_until, row,
+    stored_ids, told,
+};
 
 const STEP: TimeDelta = TimeDelta::seconds(20);
 
@@ -35,5 +39,31 @@ async fn however_often_microsoft_says_too_many_requests_nothing_is_given_up() {
         pass_until(&world, STEP, "the backfill is over", over).await;
         once_each(&world).await;
         Box::pin(end(world, STEP)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_lane_of_a_backfill_is_told_the_other_one_hears_before_its_next_call() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = consented(pair).await else { continue };
+        let grace = TimeDelta::seconds(5);
+        world.sim().set_limits(Limits { grace_ms: grace.num_milliseconds(), ..world.sim().limits() });
+        world.sim().graph().fill(SHARED, &Fill { messages: 1_000, folders: 4, ..Fill::default() });
+        let lists = |fault: Fault| fault.method("GET").path("*/mailFolders/*/messages");
+        // Behind the counts of all folders.
+        let under_way = world.sim().inject(lists(Fault::hold(When::Before)).nth(30));
+        connect(&world, 31).await;
+        world.until("a list is under way", || async { world.sim().holds(under_way) }).await;
+        let busy = Fault::status(429, When::Before).header("retry-after", "15");
+        let busy = world.sim().inject(lists(busy));
+        world.until("the other lane is refused", || async { world.sim().fault_hits(busy).1 == 1 }).await;
+        let refused_at = world.sim().now();
+        world.until("the referee is strict", || async { world.sim().now() > refused_at + grace }).await;
+        // It is answered, and would ask for the next page at once.
+        world.sim().release(under_way);
+        filled(&world).await;
+        once_each(&world).await;
+        leave(&world).await;
+        world.close().await;
     }
 }

@@ -102,7 +102,7 @@ impl Look<'_> {
             };
             let page = match asked {
                 Err(error) if error.is_cursor_lost() && folder.link.is_some() => {
-                    tracing::warn!("a folder's delta link was lost; what it holds is read again");
+                    self.cx.mailboxes().lost_link(self.mailbox);
                     (folder.link, folder.link_kind) = (None, None);
                     // Mail of any age may have been moved or deleted since. The newest comes first, so that what
                     // arrived meanwhile does not wait. What is being read for the first time is not read twice.
