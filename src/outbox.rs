@@ -30,6 +30,8 @@ const LEFT: TimeDelta = TimeDelta::seconds(12);
 const WINDOW: usize = 200;
 /// Rows claimed at a time: their bodies are held in memory.
 const CLAIMED: usize = 200;
+/// As many have left when their room in the table is cleared.
+const TIDY: usize = 20_000;
 /// How often messages that nobody relays are looked for.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -146,7 +148,7 @@ pub struct Relay {
 
 impl Relay {
     pub async fn run(self, mut backlog: Backlog, stop: CancellationToken) {
-        let mut poll_at = self.clock.now();
+        let (mut poll_at, mut gone) = (self.clock.now(), 0);
         loop {
             let mut rows = Vec::new();
             tokio::select! {
@@ -176,7 +178,11 @@ impl Relay {
                 rows.extend(handed);
             }
             if !rows.is_empty() {
-                self.send(rows, &stop).await;
+                gone += self.send(rows, &stop).await;
+            }
+            if gone >= TIDY {
+                gone = 0;
+                self.tidy().await;
             }
         }
     }
@@ -208,15 +214,15 @@ impl Relay {
     }
 
     /// Sends in order. While the broker is away everything waits; a message that it refuses is set aside with the later
-    /// ones of its subject, and the rest goes on.
-    async fn send(&self, rows: Vec<OwedRow>, stop: &CancellationToken) {
-        let mut rows: VecDeque<OwedRow> = rows.into();
+    /// ones of its subject, and the rest goes on. Returns how many left.
+    async fn send(&self, rows: Vec<OwedRow>, stop: &CancellationToken) -> usize {
+        let (mut rows, mut left): (VecDeque<OwedRow>, usize) = (rows.into(), 0);
         loop {
             // Past its claim another process may relay a message: the poll decides whose it is.
             let now = self.clock.now();
             rows.retain(|row| row.claimed_until - now > LEFT);
             if rows.is_empty() {
-                return;
+                return left;
             }
             let (window, rest) = window(rows);
             rows = rest;
@@ -245,6 +251,7 @@ impl Relay {
                     }
                 }
             }
+            left += sent.len();
             self.sent(&sent).await;
             rows.retain(|later| !aside.contains(&later.subject));
             if failed.is_empty() {
@@ -255,8 +262,18 @@ impl Relay {
             }
             tokio::select! {
                 () = self.clock.sleep(Duration::from_millis(500)) => {}
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return left,
             }
+        }
+    }
+
+    async fn tidy(&self) {
+        let tidied = self
+            .store
+            .statement("outbox_tidy", |tx| async move { table::tidy(tx).await }.scope_boxed())
+            .await;
+        if let Err(error) = tidied {
+            tracing::warn!(%error, "what has left the outbox could not be cleared away");
         }
     }
 

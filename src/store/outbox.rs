@@ -67,22 +67,25 @@ async fn owe_some(
                 .push_bind(holder.to_owned())
                 .push_bind(until);
         });
+        // Asked once for a subject: what has left is in the index still, until it is cleaned up.
         query.push(
-            ") INSERT INTO outbox (message_id, subject, target, body, headers, created_at, claimed_by, \
+            "), waiting(w_subject) AS (SELECT v_subject FROM (SELECT DISTINCT v_subject FROM v) AS s \
+             WHERE EXISTS (SELECT 1 FROM outbox WHERE subject = v_subject)) \
+             INSERT INTO outbox (message_id, subject, target, body, headers, created_at, claimed_by, \
              claimed_until) SELECT v_message, v_subject, v_target, v_body, v_headers, ",
         );
         query.push_bind(now);
         query.push(
-            ", CASE WHEN EXISTS (SELECT 1 FROM outbox WHERE subject = v_subject) THEN NULL ELSE v_holder END, \
-             CASE WHEN EXISTS (SELECT 1 FROM outbox WHERE subject = v_subject) THEN NULL ELSE v_until END \
+            ", CASE WHEN v_subject IN (SELECT w_subject FROM waiting) THEN NULL ELSE v_holder END, \
+             CASE WHEN v_subject IN (SELECT w_subject FROM waiting) THEN NULL ELSE v_until END \
              FROM v WHERE v_message IS NOT NULL RETURNING message_id, seq, claimed_by",
         );
     })?;
     Ok(rows.into_iter().map(|(id, seq, holder)| (id, seq, holder.is_some())).collect())
 }
 
-/// Claims the oldest messages that nobody relays. A message waits while an older one of its subject is
-/// still being relayed by another holder.
+/// Claims the oldest messages that nobody relays. A message waits while another one of its subject is still being
+/// relayed, or put off: whatever is claimed is older.
 pub async fn claim(
     tx: &mut Tx,
     holder: &str,
@@ -96,8 +99,8 @@ pub async fn claim(
         tx,
         all OwedRow,
         "UPDATE outbox SET claimed_by = $1, claimed_until = $3 WHERE seq IN ( \
-            SELECT seq FROM outbox o WHERE (claimed_until IS NULL OR claimed_until < $2) AND NOT EXISTS ( \
-                SELECT 1 FROM outbox e WHERE e.subject = o.subject AND e.seq < o.seq AND e.claimed_until >= $2) \
+            SELECT seq FROM outbox WHERE (claimed_until IS NULL OR claimed_until < $2) AND subject NOT IN ( \
+                SELECT subject FROM outbox WHERE claimed_until >= $2) \
             ORDER BY seq LIMIT $4) \
          RETURNING seq, message_id, subject, target, body, headers, claimed_until",
         holder,
@@ -135,6 +138,15 @@ pub async fn keep(tx: &mut Tx, seq: i64, error: &str, until: DateTime<Utc>) -> R
         error,
         until,
     )?;
+    Ok(())
+}
+
+/// Clears away what has left. Until that is done PostgreSQL walks past all of it in search of what has not, and its own
+/// cleaning comes by once a minute, or never where it is turned off. SQLite leaves nothing behind.
+pub async fn tidy(tx: &mut Tx) -> Result<()> {
+    if matches!(tx, Tx::Postgres(_)) {
+        sql!(tx, execute, "VACUUM (SKIP_LOCKED, TRUNCATE FALSE) outbox")?;
+    }
     Ok(())
 }
 
