@@ -259,17 +259,22 @@ impl Work<'_> {
             let last = page.items.last().and_then(Told::received);
             let next = last.filter(|last| page.more && *last < before);
             let goes_on = self.cx.now() < self.until;
-            // A lane makes one call at a time: what is looked for by id comes before the next page.
-            let replaced = replaced(self.cx, self.graph, self.mailbox, &page.items).await?;
             // The next page is on its way while this one is laid down.
-            let (laid, ahead) = join(self.lay(&folder, &page, &replaced, next), async {
+            let (laid, ahead) = join(self.lay_unless_in_doubt(&folder, &page, next), async {
                 match next {
                     Some(next) if goes_on => Some(self.read(&folder, floor, next).await),
                     _ => None,
                 }
             })
             .await;
-            if !laid? {
+            let laid = if let Some(laid) = laid? {
+                laid
+            } else {
+                // Only now, for a lane makes one call at a time.
+                let replaced = replaced(self.cx, self.graph, self.mailbox, &page.items).await?;
+                self.lay(&folder, &page, &replaced, next).await?
+            };
+            if !laid {
                 return Ok(Went::Cancelled);
             }
             folder.fill_before = next;
@@ -293,6 +298,19 @@ impl Work<'_> {
             }
             read => Ok(read?),
         }
+    }
+
+    /// `None`, and nothing laid down, when an item may be one that is stored under another id.
+    async fn lay_unless_in_doubt(
+        &self,
+        folder: &Folder,
+        page: &Arrivals,
+        before: Option<DateTime<Utc>>,
+    ) -> Result<Option<bool>, Failure> {
+        if !self.cx.mailboxes().rivals(self.mailbox, &page.items).await?.is_empty() {
+            return Ok(None);
+        }
+        self.lay(folder, page, &[], before).await.map(Some)
     }
 
     /// `false` when the backfill was cancelled.
