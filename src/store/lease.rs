@@ -40,24 +40,3 @@ pub async fn live(tx: &mut Tx, name: &str, now: DateTime<Utc>) -> Result<bool> {
         sql!(tx, optional Holder, "SELECT holder FROM leases WHERE name = $1 AND until >= $2", name, now)?;
     Ok(held.is_some())
 }
-
-#[cfg(test)]
-mod tests {
-    use scoped_futures::ScopedFutureExt;
-
-    use super::*;
-    use crate::store::Store;
-
-    #[tokio::test]
-    async fn spawned() {
-        let store = Store::connect("sqlite::memory:", 1).await.unwrap();
-        store.migrate().await.unwrap();
-        let name = String::from("x");
-        let r = tokio::spawn(async move {
-            let n = &name;
-            let now = crate::clock::Clock::system().now();
-            store.transaction("t", |tx| async move { hold(tx, n, "me", now, now).await }.scope_boxed()).await
-        });
-        assert!(r.await.unwrap().unwrap());
-    }
-}
