@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use followthrough::config::Config;
-use followthrough::store::{backfill, mailbox};
+use followthrough::store::backfill::{self, Backfill, state};
+use followthrough::store::mailbox;
 use followthrough_tests::broker::Folder;
 use followthrough_tests::world::{ADA, Pair, World};
 use m365_sim::graph::Fill;
@@ -54,15 +55,18 @@ struct Report {
     found: usize,
     stored: usize,
     /// Lists of the backfill.
-    requests: usize,
-    /// All calls to the mailbox meanwhile: tree, counts, the first looks at every folder.
-    calls: usize,
+    lists: usize,
     /// As many as the page size allows at best.
     least: usize,
+    /// Counts of the backfill: of every folder before it begins and once it is through.
+    counts: usize,
+    /// All calls to the mailbox meanwhile, those of the looks at it included.
+    calls: usize,
     seconds: f64,
-    /// What the permits allow for these requests.
-    allowed_seconds: f64,
+    /// Of this time, how much the backfill's calls take if each of its permits always has one under way.
     share: f64,
+    /// The same, if only its lists are held to be needed.
+    lists_share: f64,
     kills: usize,
     /// Of the fleet's process, at its peak.
     peak_mib: u64,
@@ -75,16 +79,19 @@ impl Report {
             println!("{}", serde_json::to_string(self)?);
         } else {
             println!(
-                "{} messages: found {}, stored {}, in {:.1} s; {} lists, {} calls ({} at least); {:.0} % of what its permits \
-                 allow; {} kills, {} MiB resident at the peak, {:.1} s of processor",
+                "{} messages: found {}, stored {}, in {:.1} s; {} lists ({} at least) and {} counts: {:.0} % of what its permits \
+                 allow, {:.0} % by its lists alone; {} calls to the mailbox in all; {} kills, {} MiB resident at the peak, {:.1} s \
+                 of processor",
                 self.messages,
                 self.found,
                 self.stored,
                 self.seconds,
-                self.requests,
-                self.calls,
+                self.lists,
                 self.least,
+                self.counts,
                 self.share * 100.0,
+                self.lists_share * 100.0,
+                self.calls,
                 self.kills,
                 self.peak_mib,
                 self.cpu_seconds,
@@ -145,26 +152,33 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         fleet.kill().await?;
         fleet = start()?;
     }
-    world.within(PATIENCE, "it is filled", told("mailbox.backfill.completed")).await;
-    let looks = looks.and(fleet.look());
+    // Of the row: there is an event for every message to look through.
+    let over = || async { filling(&world).await.is_some_and(|backfill| backfill.state == state::COMPLETED) };
+    world.within(PATIENCE, "it is filled", over).await;
     let seconds = started.elapsed().as_secs_f64();
-    let calls = world.sim().calls().iter().filter(|call| call.path.contains(ADDRESS)).count();
+    world.within(PATIENCE, "it is told", told("mailbox.backfill.completed")).await;
+    let looks = looks.and(fleet.look());
+    let calls: Vec<_> = world.sim().calls().into_iter().filter(|call| call.path.contains(ADDRESS)).collect();
+    let counts = calls.iter().filter(|call| call.query.contains("count=true")).count();
     let filled = world.events.of("mailbox.backfill.completed")[0]["data"].clone();
     let number = |name: &str| usize::try_from(filled[name].as_u64().unwrap_or_default()).unwrap_or_default();
-    let requests = number("requests");
-    let allowed_seconds = crate::report::number(u64::try_from(requests)?)
-        * (f64::from(u32::try_from(options.latency_ms)?) / 1000.0)
-        / LANES;
+    let lists = number("requests");
+    let share = |calls: usize| -> Result<f64, Failure> {
+        let busy =
+            crate::report::number(u64::try_from(calls)?) * f64::from(u32::try_from(options.latency_ms)?);
+        Ok(busy / 1000.0 / LANES / seconds)
+    };
     let report = Report {
         messages: made,
         found: number("found"),
         stored: number("stored"),
-        requests,
-        calls,
+        lists,
         least: made.div_ceil(PAGE),
+        counts,
+        calls: calls.len(),
         seconds,
-        allowed_seconds,
-        share: allowed_seconds / seconds,
+        share: share(lists + counts)?,
+        lists_share: share(lists)?,
         kills: options.kills,
         peak_mib: looks.peak >> 20,
         cpu_seconds: looks.cpu.as_secs_f64(),
@@ -203,6 +217,11 @@ fn settings_of(config: &Config) -> String {
 
 /// How many the backfill has found so far.
 async fn found(world: &World) -> usize {
+    let backfill = filling(world).await;
+    backfill.and_then(|backfill| usize::try_from(backfill.found).ok()).unwrap_or_default()
+}
+
+async fn filling(world: &World) -> Option<Backfill> {
     let workspace = world.workspace.as_str();
     let backfill = world
         .store
@@ -216,5 +235,5 @@ async fn found(world: &World) -> usize {
             .scope_boxed()
         })
         .await;
-    backfill.ok().flatten().and_then(|backfill| usize::try_from(backfill.found).ok()).unwrap_or_default()
+    backfill.ok().flatten()
 }

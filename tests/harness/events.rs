@@ -57,20 +57,25 @@ impl Events {
     }
 
     pub fn all(&self) -> Vec<Value> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.those(|event| Some(event.clone()))
     }
 
     /// Those whose type begins so, without `followthrough.`: `job.parked`.
     pub fn of(&self, kind: &str) -> Vec<Value> {
         let kind = format!("followthrough.{kind}");
         let fits = |event: &Value| event["type"].as_str().is_some_and(|told| told.starts_with(&kind));
-        self.all().into_iter().filter(fits).collect()
+        self.those(|event| fits(event).then(|| event.clone()))
     }
 
     /// Their types about one job, connection or mailbox, in order.
     pub fn about(&self, subject: &str) -> Vec<String> {
-        let all = self.all().into_iter().filter(|event| event["subject"] == subject);
-        all.filter_map(|event| Some(event["type"].as_str()?.trim_start_matches("followthrough.").to_owned()))
-            .collect()
+        let kind =
+            |event: &Value| Some(event["type"].as_str()?.trim_start_matches("followthrough.").to_owned());
+        self.those(|event| (event["subject"] == subject).then(|| kind(event)).flatten())
+    }
+
+    /// Looked through in place: there may be a hundred thousand of them, and a story asks again and again.
+    fn those<T>(&self, pick: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(pick).collect()
     }
 }

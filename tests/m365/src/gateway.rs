@@ -5,6 +5,8 @@
 
 mod dress;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -15,6 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
+use tokio::time::sleep;
 use tower::ServiceExt;
 
 use crate::answer::{empty, graph_error};
@@ -151,18 +154,18 @@ where
                 refused(&sim, area, &refusal)
             } else {
                 let request = Request::from_parts(parts, Body::from(body.clone()));
-                // Inside the slot: a slow call is what makes others meet the limit.
-                let pause = match fault {
-                    Some(Effect::Delay { delay_ms }) => delay_ms,
-                    _ => sim.referee().limits.latency_ms,
-                };
-                if let Some(Effect::Hold { hold: When::Before }) = fault {
-                    sim.released(rule).await;
+                match fault {
+                    Some(Effect::Hold { hold: When::Before }) => sim.released(rule).await,
+                    Some(Effect::Delay { delay_ms }) => sleep(Duration::from_millis(delay_ms)).await,
+                    _ => {}
                 }
-                if pause > 0 {
-                    tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
-                }
+                // Inside the slot: a slow call is what makes others meet the limit. What is computed here is part of it.
+                let latency = Some(sim.referee().limits.latency_ms).filter(|millis| *millis > 0);
+                let latency = latency.map(|millis| sleep(Duration::from_millis(millis)));
                 let response = run(request).await;
+                if let Some(latency) = latency {
+                    latency.await;
+                }
                 if let (Some(quota), true) = (&quota, counted) {
                     sim.referee().leave(quota, started, sim.now(), 1);
                 }
