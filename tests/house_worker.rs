@@ -1,5 +1,7 @@
 //! A worker process of the house's stories: all jobs, beside the simulated Microsoft 365, and one that can be killed.
 
+use std::net::SocketAddr;
+
 use clap::Parser;
 use followthrough::fleet::Role;
 use followthrough::lifecycle;
@@ -19,6 +21,9 @@ struct Options {
     /// Seals and opens the tokens of the story's connections.
     #[arg(long)]
     vault_key: String,
+    /// Takes notifications there, and does nothing else.
+    #[arg(long)]
+    intake: Option<SocketAddr>,
 }
 
 #[tokio::main]
@@ -27,5 +32,9 @@ async fn main() -> Result<(), String> {
     let mut config = world::settings(&options.microsoft, &options.database, Some(&options.amqp));
     config.broker.prefix = options.prefix;
     config.vault.keys = vec![options.vault_key.into()];
-    Box::pin(lifecycle::run(&config, JOBS, &Role::ALL, None)).await
+    // It is there to be killed, and its story waits for this to end.
+    config.workers.lease = "5s".into();
+    let intake = options.intake.inspect(|listen| config.http.listen = *listen);
+    let roles: &[Role] = if intake.is_some() { &[Role::Intake] } else { &Role::ALL };
+    Box::pin(lifecycle::run(&config, JOBS, roles, None)).await
 }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::servers::{self, Amqp, Database};
 
 /// Nothing in these stories takes longer, unless it is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 const GLANCE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use scoped_futures::ScopedFutureExt;
 use serde_json::Value;
 use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 const GLANCE: Duration = Duration::from_millis(20);
 
 pub struct Inside {

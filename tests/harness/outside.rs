@@ -150,8 +150,8 @@ impl Outside {
             Some(Fault::NeedsUser) => return Err(Failure::park(Cause::NeedsUser, "needs_user", "sign in")),
             Some(Fault::Throttled) => {
                 let mut failure = Failure::retry("throttled", "too many");
-                failure.disposition = Disposition::Retry { after: Some(Duration::from_secs(2)) };
-                failure.cool_down = Some(Duration::from_secs(2));
+                failure.disposition = Disposition::Retry { after: Some(COOL_DOWN) };
+                failure.cool_down = Some(COOL_DOWN);
                 return Err(failure);
             }
             Some(Fault::Panic) => panic!("told to"),
@@ -208,6 +208,8 @@ pub enum Fault {
     Slow,
 }
 
+/// Long enough to be seen while it lasts.
+const COOL_DOWN: Duration = Duration::from_secs(6);
 const SLOW: Duration = Duration::from_millis(40);
 
 #[derive(Debug, Serialize, JsonSchema)]

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::net::ToSocketAddrs;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use url::Url;
 use uuid::Uuid;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Held for reading by every test on the broker, and for writing by the one that raises an alarm on it.
 static CALM: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
@@ -108,6 +109,13 @@ pub fn finish(act: impl Future<Output = Result<(), String>> + Send + 'static) {
     if let Ok(Err(error)) = ended.join() {
         tell(&format!("left behind: {error}"));
     }
+}
+
+/// A port for a listener that comes later: below those that the system gives to whoever asks for any.
+pub fn port() -> u16 {
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id().wrapping_mul(16).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+    20_000 + u16::try_from(number % 10_000).expect("small")
 }
 
 /// Past the capture of the test runner.

@@ -45,7 +45,7 @@ pub const BOB: &str = "bob@acme.example";
 pub const WORKSPACE: &str = "acme";
 /// What links and redirects say; a request goes to a process of this world instead.
 const PUBLIC: &str = "http://localhost:8080/";
-const DRAIN: Duration = Duration::from_mins(1);
+const DRAIN: Duration = Duration::from_secs(80);
 
 pub struct World {
     inside: Inside,
@@ -178,8 +178,9 @@ impl World {
 
     /// Moves our time and Microsoft's. What runs meanwhile loses its lease.
     pub fn pass(&self, time: TimeDelta) {
-        self.clock.advance(time.to_std().expect("forward"));
+        // Theirs first: whoever wakes up because of ours must not come early.
         self.sim().clock().advance(time);
+        self.clock.advance(time.to_std().expect("forward"));
     }
 
     pub fn registry(&self) -> Registry {
@@ -233,6 +234,14 @@ impl World {
         assert!(violations.is_empty(), "{violations:#?}");
     }
 
+    async fn left(&self) -> u64 {
+        let mut left = 0;
+        for kind in self.kinds.clone() {
+            left += self.broker.depth(&Source::Jobs { kind }).await.expect("the broker answers").ready;
+        }
+        left
+    }
+
     /// The end of every story.
     pub async fn close(mut self) {
         self.at_rest().await;
@@ -248,6 +257,12 @@ impl World {
         })
         .await;
         while !self.processes.is_empty() {
+            self.stop().await;
+        }
+        // A copy of a job that is done may have come back from a delay meanwhile: whoever comes next throws it away.
+        if self.left().await > 0 {
+            self.start().await;
+            self.at_rest().await;
             self.stop().await;
         }
         for source in self.kinds.iter().map(|kind| Source::Jobs { kind: kind.clone() }).chain([Source::Dead])
@@ -302,7 +317,6 @@ pub fn settings(microsoft: &str, database: &str, amqp: Option<&str>) -> Config {
     config.microsoft.dataverse_hosts = vec!["127.0.0.1".into()];
     config.vault.keys = vec![Keys::generate("story")];
     config.retry.ladder = ["50ms", "100ms", "200ms", "400ms", "2s"].map(str::to_owned).to_vec();
-    config.workers.lease = "3s".into();
     config.mailbox.poll = "1s".into();
     config.workers.drain = "20s".into();
     config.mailbox.unanswered = "200ms".into();

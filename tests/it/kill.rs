@@ -14,7 +14,10 @@ use url::Url;
 use uuid::Uuid;
 
 /// A job that was taken by a killed process is somebody else's after this.
-const LEASE: Duration = Duration::from_millis(1500);
+/// Of a worker that is killed: its story waits for this to end.
+const SHORT: Duration = Duration::from_secs(3);
+/// Of one that must not lose a job however busy the machine is.
+const LONG: Duration = Duration::from_secs(30);
 const KILLS: usize = 50;
 const JOBS: usize = 500;
 
@@ -22,7 +25,7 @@ struct Workers<'a> {
     world: &'a Engine,
     outside: Url,
     drain: Duration,
-    concurrency: u16,
+    lease: Duration,
 }
 
 /// Killed when dropped, so that a failed story leaves none behind.
@@ -65,9 +68,9 @@ impl Workers<'_> {
                 .args(["--database", &self.world.database_url])
                 .args(["--prefix", self.world.prefix()])
                 .args(["--outside", self.outside.as_str()])
-                .args(["--lease-millis", &LEASE.as_millis().to_string()])
+                .args(["--lease-millis", &self.lease.as_millis().to_string()])
                 .args(["--drain-millis", &self.drain.as_millis().to_string()])
-                .args(["--concurrency", &self.concurrency.to_string()]),
+                .args(["--concurrency", "8"]),
         )
     }
 }
@@ -117,7 +120,7 @@ async fn all_once(world: &Engine, jobs: usize) {
         assert!(dead.is_empty(), "{dead:?}");
         succeeded(world).await == jobs
     };
-    world.within(Duration::from_mins(2), "all are done", done).await;
+    world.within(Duration::from_mins(5), "all are done", done).await;
     assert_eq!((world.outside.effects(), world.outside.doubled()), (2 * jobs, 0));
     world.at_rest().await;
 }
@@ -130,15 +133,14 @@ async fn fifty_kills_over_five_hundred_jobs_lose_nothing_and_double_nothing() {
         world: &world,
         outside: Outside::serve().await,
         drain: Duration::from_secs(10),
-        concurrency: 8,
+        lease: SHORT,
     };
     let mut worker = workers.start();
     for kill in 0..KILLS {
-        let each = JOBS / KILLS;
+        let (each, before) = (JOBS / KILLS, world.outside.effects());
         world.publish(&jobs(&world, kill * each..(kill + 1) * each, &mut chance)).await;
         // Most of the time the worker is at work when it is struck, sometimes it is still starting.
         if chance.random_range(0..10) > 0 {
-            let before = world.outside.effects();
             let moves =
                 || async { world.outside.effects() > before || succeeded(&world).await == kill * each };
             world.until("the worker writes", moves).await;
@@ -166,7 +168,7 @@ async fn a_job_that_crashes_its_worker_becomes_a_dead_letter_and_its_neighbours_
         world: &world,
         outside: Outside::serve().await,
         drain: Duration::from_secs(10),
-        concurrency: 8,
+        lease: SHORT,
     };
     let mut envelopes = jobs(&world, 0..49, &mut chance);
     envelopes.insert(25, world.envelope("crasher", "test.write", json!({"faults": ["abort"]})));
@@ -195,18 +197,18 @@ async fn a_rolling_restart_loses_nothing_and_counts_no_attempt() {
     let (_seed, mut chance) = Seed::fresh();
     // Without patience, so that what runs is cut off.
     let workers =
-        Workers { world: &world, outside: Outside::serve().await, drain: Duration::ZERO, concurrency: 8 };
+        Workers { world: &world, outside: Outside::serve().await, drain: Duration::ZERO, lease: LONG };
     let mut running = [workers.start(), workers.start()];
     for restart in 0..5 {
-        world.publish(&jobs(&world, restart * 60..(restart + 1) * 60, &mut chance)).await;
         let before = world.outside.effects();
+        world.publish(&jobs(&world, restart * 60..(restart + 1) * 60, &mut chance)).await;
         world.until("they write", || async { world.outside.effects() > before }).await;
         world.clock.sleep(Duration::from_millis(chance.random_range(0..60))).await;
         let old = &mut running[restart % 2];
         old.terminate();
         let started = world.clock.now();
         while !old.is_gone() {
-            assert!((world.clock.now() - started).num_seconds() < 20, "the drain has no end");
+            assert!((world.clock.now() - started).num_seconds() < 90, "the drain has no end");
             world.clock.sleep(Duration::from_millis(5)).await;
         }
         *old = workers.start();
@@ -226,7 +228,7 @@ async fn one_of_two_processes_is_killed_and_the_other_finishes() {
         world: &world,
         outside: Outside::serve().await,
         drain: Duration::from_secs(10),
-        concurrency: 8,
+        lease: SHORT,
     };
     let (one, _other) = (workers.start(), workers.start());
     world.publish(&jobs(&world, 0..200, &mut chance)).await;

@@ -42,7 +42,7 @@ pub(crate) const WORKSPACE: &str = "acme";
 pub(crate) const SUPPORT: &str = "support@acme.example";
 const SERVICE: &str = "svc-shared@acme.example";
 const SCOPES: &[&str] = &["User.Read", "Mail.Read.Shared", "Mail.ReadWrite.Shared", "Mail.Send.Shared"];
-const PATIENCE: TimeDelta = TimeDelta::seconds(30);
+const PATIENCE: TimeDelta = TimeDelta::minutes(3);
 
 pub(crate) struct Site {
     pub(crate) running: Running,
@@ -84,7 +84,7 @@ impl Site {
     /// One on each engine that is there.
     pub(crate) async fn each() -> Vec<Self> {
         let mut sites = vec![Self::on_sqlite(Clock::system(), true).await];
-        sites.extend(Self::on_postgres().await);
+        sites.extend(Self::on_postgres(Clock::system()).await);
         sites
     }
 
@@ -94,10 +94,10 @@ impl Site {
         Self::on(url.clone(), url, Kept::File(folder), clock, push).await
     }
 
-    pub(crate) async fn on_postgres() -> Option<Self> {
+    pub(crate) async fn on_postgres(clock: Clock) -> Option<Self> {
         let database = postgres().await?;
         let url = database.url.clone();
-        Some(Self::on(url.clone(), url, Kept::Server(database), Clock::system(), true).await)
+        Some(Self::on(url.clone(), url, Kept::Server(database), clock, true).await)
     }
 
     /// A process that reaches its store at `reached`; the story itself looks at `url`.

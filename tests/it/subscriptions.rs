@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::clock::Clock;
 use followthrough::mailbox::SeenChange;
 use followthrough::outcome::{Cause, Disposition};
+use futures::future::join_all;
 use m365_sim::Fault;
 use m365_sim::fault::When;
 use m365_sim::graph::SharedSubscribe;
@@ -26,7 +27,7 @@ async fn site() -> Site {
 
 async fn sites() -> Vec<Site> {
     let mut sites = vec![site().await];
-    sites.extend(Site::on_postgres().await);
+    sites.extend(Site::on_postgres(Clock::manual(noon())).await);
     sites
 }
 
@@ -77,7 +78,7 @@ async fn push_is_believed_when_a_notification_told_of_what_a_poll_saw_whoever_ca
         assert_eq!(capabilities["push"], json!({"state": "proven", "reason": "proven"}));
         assert_eq!(capabilities["read"]["state"], "proven", "what else is known stays");
         // The poll comes first.
-        site.sim().graph().switches.notify_delay_ms = 300;
+        site.sim().graph().switches.notify_delay_ms = 10_000;
         let second = site.deliver("two");
         site.judge(std::slice::from_ref(&second)).await;
         assert_eq!(site.notices().await, [(second.id.clone(), "awaited".to_owned())]);
@@ -153,57 +154,59 @@ async fn an_address_of_ours_that_does_not_answer_is_told_apart_from_a_refusal() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_is_accepted_and_mute_is_never_believed_and_after_a_day_said_to_be_silent() {
-    let site = site().await;
-    site.sim().graph().switches.shared_subscribe = SharedSubscribe::AcceptButSilent;
-    for hour in 0..26 {
-        site.keep().await.expect("Microsoft answers");
-        let mail = site.deliver("news");
-        site.judge(&[mail]).await;
-        site.pass(TimeDelta::minutes(10));
-        site.judge(&[]).await;
-        let expected = if hour < 24 { "webhook_unproven" } else { "webhook_silent" };
-        assert_eq!(site.rung().await, rung("delta", expected), "hour {hour}");
-        site.pass(TimeDelta::minutes(50));
+    for site in sites().await {
+        site.sim().graph().switches.shared_subscribe = SharedSubscribe::AcceptButSilent;
+        for hour in 0..26 {
+            site.keep().await.expect("Microsoft answers");
+            let mail = site.deliver("news");
+            site.judge(&[mail]).await;
+            site.pass(TimeDelta::minutes(10));
+            site.judge(&[]).await;
+            let expected = if hour < 24 { "webhook_unproven" } else { "webhook_silent" };
+            assert_eq!(site.rung().await, rung("delta", expected), "hour {hour}");
+            site.pass(TimeDelta::minutes(50));
+        }
+        assert_eq!(site.notices().await, [], "nothing is waited for any more");
+        site.close().await;
     }
-    assert_eq!(site.notices().await, [], "nothing is waited for any more");
-    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_messages_in_a_row_without_a_word_end_the_trust_until_it_is_proven_again() {
-    let site = site().await;
-    site.keep().await.expect("Microsoft answers");
-    let mail = site.deliver("announced");
-    told(&site, &mail).await;
-    site.judge(&[mail]).await;
-    assert_eq!(site.rung().await, rung("push", "proven"));
-    site.sim().graph().switches.notify_silent = true;
-    for minutes in (0..90).step_by(10) {
-        let mail = site.deliver("unannounced");
-        site.judge(&[mail]).await;
-        site.pass(TimeDelta::minutes(4));
-        site.judge(&[]).await;
-        let trusted =
-            if minutes < 30 { rung("push", "proven") } else { rung("delta", "push_missed_changes") };
-        assert_eq!(site.rung().await, trusted, "{minutes}: four minutes are not too late yet");
-        site.pass(TimeDelta::minutes(6));
-        site.judge(&[]).await;
+    for site in sites().await {
         site.keep().await.expect("Microsoft answers");
-        let trusted =
-            if minutes < 20 { rung("push", "proven") } else { rung("delta", "push_missed_changes") };
-        assert_eq!(site.rung().await, trusted, "{minutes}");
+        let mail = site.deliver("announced");
+        told(&site, &mail).await;
+        site.judge(&[mail]).await;
+        assert_eq!(site.rung().await, rung("push", "proven"));
+        site.sim().graph().switches.notify_silent = true;
+        for minutes in (0..90).step_by(10) {
+            let mail = site.deliver("unannounced");
+            site.judge(&[mail]).await;
+            site.pass(TimeDelta::minutes(4));
+            site.judge(&[]).await;
+            let trusted =
+                if minutes < 30 { rung("push", "proven") } else { rung("delta", "push_missed_changes") };
+            assert_eq!(site.rung().await, trusted, "{minutes}: four minutes are not too late yet");
+            site.pass(TimeDelta::minutes(6));
+            site.judge(&[]).await;
+            site.keep().await.expect("Microsoft answers");
+            let trusted =
+                if minutes < 20 { rung("push", "proven") } else { rung("delta", "push_missed_changes") };
+            assert_eq!(site.rung().await, trusted, "{minutes}");
+        }
+        // Older mail than the subscription is nobody's news.
+        let before = noon() - TimeDelta::days(3);
+        site.judge(&[SeenChange { id: "old".into(), created: true, at: before }]).await;
+        assert_eq!(site.notices().await, []);
+        site.sim().graph().switches.notify_silent = false;
+        let mail = site.deliver("announced again");
+        told(&site, &mail).await;
+        site.judge(&[mail]).await;
+        assert_eq!(site.rung().await, rung("push", "proven"));
+        assert_eq!(site.subscriptions().await.iter().map(|one| one.unannounced).max(), Some(0));
+        site.close().await;
     }
-    // Older mail than the subscription is nobody's news.
-    let before = noon() - TimeDelta::days(3);
-    site.judge(&[SeenChange { id: "old".into(), created: true, at: before }]).await;
-    assert_eq!(site.notices().await, []);
-    site.sim().graph().switches.notify_silent = false;
-    let mail = site.deliver("announced again");
-    told(&site, &mail).await;
-    site.judge(&[mail]).await;
-    assert_eq!(site.rung().await, rung("push", "proven"));
-    assert_eq!(site.subscriptions().await.iter().map(|one| one.unannounced).max(), Some(0));
-    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,104 +227,110 @@ async fn what_no_poll_matches_is_forgotten_after_an_hour() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_shown_every_forty_minutes_and_never_twice_within_ten() {
-    let site = site().await;
-    // Microsoft says nothing by itself.
-    site.sim().graph().switches.subscription_token_minutes = 100_000;
-    site.keep().await.expect("Microsoft answers");
-    let start = site.clock.now();
-    for _ in 0..4 {
-        site.pass(TimeDelta::minutes(10));
+    for site in sites().await {
+        // Microsoft says nothing by itself.
+        site.sim().graph().switches.subscription_token_minutes = 100_000;
         site.keep().await.expect("Microsoft answers");
+        let start = site.clock.now();
+        for _ in 0..4 {
+            site.pass(TimeDelta::minutes(10));
+            site.keep().await.expect("Microsoft answers");
+        }
+        assert_eq!(site.calls("GET"), 6, "looked for at 10, 20 and 30 minutes");
+        assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 0), "shown a token at 40");
+        let ask = async || {
+            let lives = site.at_microsoft();
+            let id = lives[0]["id"].as_str().expect("an id").to_owned();
+            assert!(site.sim().lifecycle_event(&id, "reauthorizationRequired"));
+            site.until("it is asked", || async {
+                site.subscriptions().await.iter().any(|one| one.asked.is_some())
+            })
+            .await;
+            assert_eq!(site.row().await.tend_at, Some(site.clock.now()));
+            site.keep().await.expect("Microsoft answers");
+            assert!(site.subscriptions().await.iter().all(|one| one.asked.is_none()));
+        };
+        site.pass(TimeDelta::minutes(5));
+        ask().await;
+        assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 0), "it was shown one five minutes ago");
+        site.pass(TimeDelta::minutes(20));
+        ask().await;
+        assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 1), "renewing shows it as well");
+        assert_eq!(site.clock.now() - start, TimeDelta::minutes(65));
+        site.close().await;
     }
-    assert_eq!(site.calls("GET"), 6, "looked for at 10, 20 and 30 minutes");
-    assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 0), "shown a token at 40");
-    let ask = async || {
-        let lives = site.at_microsoft();
-        let id = lives[0]["id"].as_str().expect("an id").to_owned();
-        assert!(site.sim().lifecycle_event(&id, "reauthorizationRequired"));
-        site.until("it is asked", || async {
-            site.subscriptions().await.iter().any(|one| one.asked.is_some())
-        })
-        .await;
-        assert_eq!(site.row().await.tend_at, Some(site.clock.now()));
-        site.keep().await.expect("Microsoft answers");
-        assert!(site.subscriptions().await.iter().all(|one| one.asked.is_none()));
-    };
-    site.pass(TimeDelta::minutes(5));
-    ask().await;
-    assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 0), "it was shown one five minutes ago");
-    site.pass(TimeDelta::minutes(20));
-    ask().await;
-    assert_eq!((site.calls("POST"), site.calls("PATCH")), (4, 1), "renewing shows it as well");
-    assert_eq!(site.clock.now() - start, TimeDelta::minutes(65));
-    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_was_removed_is_made_again_and_its_gap_is_polled() {
-    let site = site().await;
-    site.keep().await.expect("Microsoft answers");
-    let ids = async || {
-        let mut ids: Vec<String> =
-            site.subscriptions().await.into_iter().filter_map(|one| one.graph_id).collect();
-        ids.sort();
-        ids
-    };
-    // Said aloud.
-    let before = ids().await;
-    let removed = site.subscriptions().await[0].clone();
-    assert!(site.sim().lifecycle_event(&removed.graph_id.clone().expect("an id"), "subscriptionRemoved"));
-    site.until("it is asked", || async { site.subscriptions().await.iter().any(|one| one.asked.is_some()) })
+    for site in sites().await {
+        site.keep().await.expect("Microsoft answers");
+        let ids = async || {
+            let mut ids: Vec<String> =
+                site.subscriptions().await.into_iter().filter_map(|one| one.graph_id).collect();
+            ids.sort();
+            ids
+        };
+        // Said aloud.
+        let before = ids().await;
+        let removed = site.subscriptions().await[0].clone();
+        assert!(site.sim().lifecycle_event(&removed.graph_id.clone().expect("an id"), "subscriptionRemoved"));
+        site.until("it is asked", || async {
+            site.subscriptions().await.iter().any(|one| one.asked.is_some())
+        })
         .await;
-    site.pass(TimeDelta::seconds(1));
-    site.keep().await.expect("Microsoft answers");
-    assert_eq!(site.at_microsoft().len(), 2);
-    assert_ne!(ids().await, before);
-    let folder = if removed.folder_id == site.inbox.id { &site.inbox } else { &site.sent };
-    assert_eq!(site.folder(folder).await.noticed_at, Some(site.clock.now()));
-    // Without a word: a password was changed.
-    for id in ids().await {
-        assert!(site.sim().drop_subscription(&id));
-    }
-    let next = site.row().await.tend_at.expect("a time");
-    assert!(next - site.clock.now() <= TimeDelta::minutes(15));
-    site.pass(next - site.clock.now());
-    site.keep().await.expect("Microsoft answers");
-    assert_eq!(site.at_microsoft().len(), 2);
-    for folder in [&site.inbox, &site.sent] {
+        site.pass(TimeDelta::seconds(1));
+        site.keep().await.expect("Microsoft answers");
+        assert_eq!(site.at_microsoft().len(), 2);
+        assert_ne!(ids().await, before);
+        let folder = if removed.folder_id == site.inbox.id { &site.inbox } else { &site.sent };
         assert_eq!(site.folder(folder).await.noticed_at, Some(site.clock.now()));
+        // Without a word: a password was changed.
+        for id in ids().await {
+            assert!(site.sim().drop_subscription(&id));
+        }
+        let next = site.row().await.tend_at.expect("a time");
+        assert!(next - site.clock.now() <= TimeDelta::minutes(15));
+        site.pass(next - site.clock.now());
+        site.keep().await.expect("Microsoft answers");
+        assert_eq!(site.at_microsoft().len(), 2);
+        for folder in [&site.inbox, &site.sent] {
+            assert_eq!(site.folder(folder).await.noticed_at, Some(site.clock.now()));
+        }
+        // Microsoft gave each its client state anew.
+        let mail = site.deliver("after it all");
+        told(&site, &mail).await;
+        site.close().await;
     }
-    // Microsoft gave each its client state anew.
-    let mail = site.deliver("after it all");
-    told(&site, &mail).await;
-    site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shorter_life_is_asked_for_where_a_long_one_is_refused() {
     for (granted, posts) in [(4_230, 4), (60, 6)] {
-        let site = site().await;
-        site.sim().graph().switches.subscription_minutes = granted;
-        site.keep().await.expect("Microsoft answers");
-        assert_eq!((site.at_microsoft().len(), site.calls("POST")), (2, posts));
-        for kept in site.subscriptions().await {
-            let (now, until) = (site.clock.now(), kept.expires_at.expect("an end"));
-            assert!(until <= now + TimeDelta::minutes(granted), "{until}");
-            assert!(kept.renew_at.expect("a time") <= now + (until - now) / 2);
+        for site in sites().await {
+            site.sim().graph().switches.subscription_minutes = granted;
+            site.keep().await.expect("Microsoft answers");
+            assert_eq!((site.at_microsoft().len(), site.calls("POST")), (2, posts));
+            for kept in site.subscriptions().await {
+                let (now, until) = (site.clock.now(), kept.expires_at.expect("an end"));
+                assert!(until <= now + TimeDelta::minutes(granted), "{until}");
+                assert!(kept.renew_at.expect("a time") <= now + (until - now) / 2);
+            }
+            site.close().await;
         }
-        site.close().await;
     }
     // Another 400 is no matter of length.
-    let site = site().await;
-    site.keep().await.expect("Microsoft answers");
-    site.pass(TimeDelta::minutes(5_040));
-    let body = json!({"error": {"code": "InvalidRequest", "message": "no"}});
-    let fault = Fault::status(400, When::Before).body(body).method("PATCH").path(CALLS).times(2);
-    site.sim().inject(fault);
-    site.keep().await.expect("no failure of the sync");
-    assert_eq!(site.calls("PATCH"), 2);
-    assert_eq!(site.row().await.tend_at, Some(site.clock.now() + TimeDelta::minutes(1)));
-    site.close().await;
+    for site in sites().await {
+        site.keep().await.expect("Microsoft answers");
+        site.pass(TimeDelta::minutes(5_040));
+        let body = json!({"error": {"code": "InvalidRequest", "message": "no"}});
+        let fault = Fault::status(400, When::Before).body(body).method("PATCH").path(CALLS).times(2);
+        site.sim().inject(fault);
+        site.keep().await.expect("no failure of the sync");
+        assert_eq!(site.calls("PATCH"), 2);
+        assert_eq!(site.row().await.tend_at, Some(site.clock.now() + TimeDelta::minutes(1)));
+        site.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,7 +410,10 @@ async fn where_push_is_not_wanted_none_are_made_and_those_that_are_there_end() {
 /// Renewals every half hour, of which every fifth fails in one way or another; now and then one is gone for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_thirty_days_of_failing_renewals_there_is_always_a_live_subscription() {
-    let site = site().await;
+    join_all(sites().await.into_iter().map(thirty_days)).await;
+}
+
+async fn thirty_days(site: Site) {
     site.sim().keep_calls(100);
     site.sim().graph().switches.subscription_minutes = 60;
     let mut chance = StdRng::seed_from_u64(30);

@@ -278,8 +278,9 @@ async fn probes_tell_of_a_drain(world: Engine) {
     let desk = Desk::open(&world, &[]);
     let probe = async |path: &str| desk.call(None, "GET", path, None).await;
     assert_eq!(probe("/healthz").await.status, StatusCode::OK);
-    let ready = probe("/readyz").await;
-    assert_eq!((ready.status, &ready.body["ready"]), (StatusCode::OK, &json!(true)), "{:?}", ready.body);
+    let ready = async || probe("/readyz").await;
+    world.until("it is ready", || async { ready().await.status == StatusCode::OK }).await;
+    assert_eq!(ready().await.body["ready"], json!(true));
     let metrics = probe("/metrics").await;
     assert!(metrics.body.as_str().is_some_and(|text| text.contains("followthrough_api_requests_total")));
     desk.fleet.stopping().cancel();

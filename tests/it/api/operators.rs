@@ -128,6 +128,8 @@ async fn a_parked_job_is_released_and_an_unclear_one_only_with_its_outcome(world
 async fn a_paused_queue_is_left_alone_until_it_is_resumed(world: Engine) {
     let desk = Desk::open(&world, &[Part::Workers]);
     let key = desk.key(Role::Operator, None).await;
+    let consumers = async || desk.get(&key, "/v1/queues").await.body["queues"][0]["consumers"].clone();
+    world.until("a worker takes from it", || async { consumers().await == json!(1) }).await;
     let paused = desk.post(&key, "/v1/queues/test.write/pause", &json!({})).await;
     assert_eq!(paused.body, json!({"kind": "test.write", "paused": true}));
     world

@@ -1,5 +1,6 @@
 //! Tokens under load: asked for once, rotated by one at a time, renewed when a resource challenges them.
 
+use chrono::TimeDelta;
 use followthrough_tests::world::{ADA, Pair, World};
 use serde_json::{Value, json};
 
@@ -20,12 +21,12 @@ fn token_requests(world: &World) -> Vec<m365_sim::journal::Call> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_jobs_of_one_user_with_an_expired_token_make_one_token_request() {
-    let world = World::open(Pair::Embedded).await.expect("the embedded pair is always there");
-    world.sim().entra_policy(|policy| policy.access_seconds = 1);
+    let world = World::open_moving(Pair::Embedded, |_| {}).await.expect("the embedded pair is always there");
     world.connect(ADA, "outlook-email").await;
     world.publish(&drafts(&world, 0, 1)).await;
     all_succeed(&world, 1).await;
-    world.sim().entra_policy(|policy| policy.access_seconds = 3_599);
+    world.at_rest().await;
+    world.pass(TimeDelta::hours(1));
     world.sim().clear_calls();
     world.publish(&drafts(&world, 1, 200)).await;
     all_succeed(&world, 201).await;
@@ -36,7 +37,7 @@ async fn two_hundred_jobs_of_one_user_with_an_expired_token_make_one_token_reque
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_processes_never_show_entra_a_token_that_was_rotated() {
-    let Some(mut world) = World::open_with(Pair::Servers, |config| config.database.connections = 4).await
+    let Some(mut world) = World::open_moving(Pair::Servers, |config| config.database.connections = 4).await
     else {
         return;
     };
@@ -46,14 +47,17 @@ async fn four_processes_never_show_entra_a_token_that_was_rotated() {
     world.sim().entra_policy(|policy| {
         policy.strict_reuse = true;
         policy.reuse_grace_seconds = 0;
-        // So short that every job needs a new one.
-        policy.access_seconds = 1;
         policy.loop_limit = 1_000;
     });
     world.connect(ADA, "outlook-email").await;
     world.connect(ADA, "outlook-calendar").await;
-    world.publish(&drafts(&world, 0, 40)).await;
-    all_succeed(&world, 40).await;
+    for (batch, done) in [10, 20, 30, 40].into_iter().enumerate() {
+        world.publish(&drafts(&world, batch * 10, 10)).await;
+        all_succeed(&world, done).await;
+        world.at_rest().await;
+        // Every process needs a new one.
+        world.pass(TimeDelta::hours(1));
+    }
     assert!(token_requests(&world).len() > 4, "{}", token_requests(&world).len());
     assert_eq!(world.sim().graph().mailbox(ADA).drafts().len(), 40);
     world.close().await;

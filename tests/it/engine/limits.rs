@@ -33,12 +33,13 @@ async fn a_throttle_closes_the_mailbox_for_everybody_and_is_no_failure(world: En
     let fleet = world.process().await;
     world.publish(&[world.envelope("j1", "test.mail", json!({"faults": ["throttled"]}))]).await;
     world.until("the first was throttled", || async { world.state("j1").await == "waiting" }).await;
-    let throttled_at = world.clock.now();
+    let due_at = world.job("j1").await.and_then(|row| row.due_at).expect("a time");
     world.publish(&[world.envelope("j2", "test.mail", json!({}))]).await;
     world.until_state("j2", "succeeded").await;
-    let waited = world.clock.now() - throttled_at;
-    assert!(waited >= chrono::TimeDelta::milliseconds(1500), "the second did not wait: {waited}");
-    assert_eq!(world.job("j2").await.map(|row| row.attempt), Some(1));
+    let second = world.job("j2").await.expect("the row");
+    let finished_at = second.finished_at.expect("a time");
+    assert!(finished_at >= due_at, "the second did not wait: {finished_at}, closed until {due_at}");
+    assert_eq!(second.attempt, 1);
     world.until_state("j1", "succeeded").await;
     world.at_rest().await;
     fleet.drain().await;
@@ -54,7 +55,7 @@ async fn large_jobs_run_a_few_at_a_time_and_small_ones_beside_them(world: Engine
     }
     world.publish(&[world.envelope("small", "test.write", json!({}))]).await;
     world.until_state("small", "succeeded").await;
-    world.until("some of the large run", || async { world.outside.started() == 6 }).await;
+    world.until("some of the large run", || async { world.outside.started() >= 6 }).await;
     world.outside.gate.open();
     world.until("all are done", || async { world.states().await.get("succeeded") == Some(&11) }).await;
     assert!(world.outside.most_running() <= 6, "{} at once", world.outside.most_running());

@@ -107,10 +107,10 @@ async fn a_replayed_dead_letter_has_all_its_attempts_again(world: Engine) {
 async fn a_job_expires_unseen_and_another_waits_for_its_time(world: Engine) {
     let mut late = world.envelope("late", "test.write", json!({}));
     late["expires_at"] = json!(world.clock.now() - chrono::TimeDelta::seconds(1));
-    let mut early = world.envelope("early", "test.write", json!({}));
-    let not_before = world.clock.now() + chrono::TimeDelta::seconds(3);
-    early["not_before"] = json!(not_before);
     let fleet = world.process().await;
+    let mut early = world.envelope("early", "test.write", json!({}));
+    let not_before = world.clock.now() + chrono::TimeDelta::seconds(10);
+    early["not_before"] = json!(not_before);
     world.publish(&[late, early]).await;
     world.until_state("late", "expired").await;
     world.until_state("early", "waiting").await;

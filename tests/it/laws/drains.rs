@@ -73,11 +73,12 @@ async fn run(pair: Pair, case: Case, clean: &Clean, call: usize, when: When) {
 async fn a_drain_with_patience_lets_the_call_end() {
     for case in cases::all() {
         let mut world = case.world(Pair::Embedded).await.expect("the embedded pair is always there");
-        world.sim().inject(Fault::delay_ms(300).nth(2));
+        let held = world.sim().inject(Fault::hold(When::Before).nth(2));
         world.publish(&[case.envelope(&world)]).await;
         let sim = world.sim().clone();
-        within("the call to be under way", sim.until(|sim| sim.calls().len() == 2)).await;
-        world.stop().await;
+        within("the call to be held", sim.until(|sim| sim.holds(held))).await;
+        // The drain is polled first, so it has begun before the call may go on.
+        tokio::join!(biased; world.stop(), async { sim.release(held) });
         assert_eq!(world.state(JOB).await, "succeeded", "{}", case.name);
         world.start().await;
         world.close().await;

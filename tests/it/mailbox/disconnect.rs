@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use followthrough::fleet::Role;
 use followthrough::store::{StoreError, folder, mailbox};
 use followthrough_tests::broker::within;
 use followthrough_tests::world::{ADA, Pair, World};
@@ -15,6 +16,7 @@ use scoped_futures::ScopedFutureExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::killed;
 use super::support::{
     SHARED, connect, consented, deliver, in_step, row, row_of, stored, subscribed, subscriptions, told,
 };
@@ -97,8 +99,9 @@ async fn a_connection_with_two_mailboxes_of_which_one_is_being_filled_ends_in_on
         world
             .run("sales", "mailbox.connect", json!({"address": SALES, "backfill_days": 0}), "succeeded")
             .await;
-        world.sim().inject(Fault::delay_ms(100).method("GET").path("*/mailFolders/*/messages?*").times(0));
-        world.sim().inject(Fault::delay_ms(100).method("GET").path("*/messages").times(0));
+        // Behind the counts of all folders, in the middle of the lists.
+        let lists = Fault::hold(When::Before).method("GET").path("*/mailFolders/*/messages");
+        let list = world.sim().inject(lists.nth(30));
         connect(&world, 31).await;
         let mut made = Vec::new();
         for address in [SHARED, SALES] {
@@ -106,10 +109,11 @@ async fn a_connection_with_two_mailboxes_of_which_one_is_being_filled_ends_in_on
             made.extend(subscribed(&world, address).await);
         }
         let mailboxes = [row(&world).await.id, row_of(&world, SALES).await.id];
-        world.until("some mail is read", || async { stored(&world).await.len() > 50 }).await;
+        world.until("a list is under way", || async { world.sim().holds(list) }).await;
         let (status, answer) = ask(&world, id).await;
         assert_eq!((status, answer["status"].as_str()), (202, Some("disconnecting")), "{answer}");
         assert_eq!(ask(&world, id).await.0, 202, "asked again");
+        world.sim().release(list);
 
         let receipt = ended(&world, id).await;
         let end: DateTime<Utc> =
@@ -345,6 +349,34 @@ async fn cut_off_in_any_delete_it_goes_on_and_gives_one_receipt() {
         assert_eq!(receipts(&world, "mailbox.disconnected").len(), 1);
         world.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_any_delete_it_goes_on_and_gives_one_receipt() {
+    let Some((mut world, id)) = followed(Pair::Servers).await else { return };
+    world.stop().await;
+    world.roles = vec![Role::Api];
+    world.start().await;
+    assert_eq!(ask(&world, id).await.0, 202);
+    let mut worker = killed::start(&world);
+    for (nth, when) in [(1, When::Before), (1, When::After), (2, When::After)] {
+        let held = world.sim().inject(Fault::hold(when).method("DELETE").path(CALLS).nth(nth));
+        within("a delete to be under way", world.sim().until(|sim| sim.holds(held))).await;
+        worker.kill();
+        world.sim().release(held);
+        worker = killed::start(&world);
+    }
+    let receipt = ended(&world, id).await;
+    let said = &receipt["mailboxes"][0]["subscriptions"];
+    assert_eq!((&said["state"], lives_at_microsoft(&world)), (&json!("deleted"), 0), "{receipt}");
+    assert!(!world.has_token(id).await);
+    // What a killed process had in hand to publish is another's after half a minute.
+    assert_eq!(the_receipt(&world).await, receipt);
+    worker.terminate();
+    while !worker.is_gone() {
+        world.clock.sleep(std::time::Duration::from_millis(20)).await;
+    }
+    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

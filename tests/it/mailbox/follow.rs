@@ -72,25 +72,27 @@ async fn a_month_of_mail_is_filled_in_while_mail_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_with_outlook_for_the_desktop_is_no_second_message() {
-    let Some(world) = connected(Pair::Embedded, 0).await else { return };
-    let id = world.sim().deliver(
-        SHARED,
-        NewMessage {
-            internet_message_id: Some("<one@customer.example>".into()),
-            ..NewMessage::new("Nora <nora@customer.example>", "Moved", "<p>Hello</p>")
-        },
-    );
-    in_step(&world).await;
-    settled(&world).await;
-    let new = world.sim().graph().mailbox(SHARED).desktop_move(&id, "Archive").expect("moved");
-    assert_ne!(id, new);
-    in_step(&world).await;
-    // Its new folder is a quiet one: what left the Inbox is missed long before it is seen there.
-    let moved =
-        || told(&world, "mailbox.message.updated").iter().any(|event| event["data"]["message"] == new);
-    world.until("its new id is told", || async { moved() }).await;
-    assert!(told(&world, "mailbox.message.removed").is_empty());
-    assert_eq!(created(&world).len(), 1, "{:?}", created(&world));
-    leave(&world).await;
-    world.close().await;
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = connected(pair, 0).await else { continue };
+        let id = world.sim().deliver(
+            SHARED,
+            NewMessage {
+                internet_message_id: Some("<one@customer.example>".into()),
+                ..NewMessage::new("Nora <nora@customer.example>", "Moved", "<p>Hello</p>")
+            },
+        );
+        in_step(&world).await;
+        settled(&world).await;
+        let new = world.sim().graph().mailbox(SHARED).desktop_move(&id, "Archive").expect("moved");
+        assert_ne!(id, new);
+        in_step(&world).await;
+        // Its new folder is a quiet one: what left the Inbox is missed long before it is seen there.
+        let moved =
+            || told(&world, "mailbox.message.updated").iter().any(|event| event["data"]["message"] == new);
+        world.until("its new id is told", || async { moved() }).await;
+        assert!(told(&world, "mailbox.message.removed").is_empty());
+        assert_eq!(created(&world).len(), 1, "{:?}", created(&world));
+        leave(&world).await;
+        world.close().await;
+    }
 }

@@ -92,7 +92,7 @@ async fn side_by_side(slots: u16) {
     world.until("it is being filled", || async { world.sim().holds(held) }).await;
     world.publish(&drafts(&world)).await;
     deliver(&world, "Live");
-    pass_until(&world, STEP, "the drafts are there", || drafted(&world)).await;
+    world.until("the drafts are there", || drafted(&world)).await;
     assert!(world.sim().holds(held));
     world.sim().release(held);
     finish(world).await;

@@ -2,9 +2,11 @@
 //!
 //! The invariant: time passes only while nothing is under way, by one poll at a time.
 
+use std::net::SocketAddr;
+
 use chrono::TimeDelta;
-use followthrough_tests::logs;
 use followthrough_tests::world::{ADA, Pair, World};
+use followthrough_tests::{logs, servers};
 use http::Method;
 use m365_sim::graph::SharedSubscribe;
 use url::Url;
@@ -18,8 +20,7 @@ const SLACK: TimeDelta = TimeDelta::minutes(1);
 
 /// A world that Microsoft can tell of changes, with the mailbox connected and looked at.
 async fn pushed(pair: Pair, answer: SharedSubscribe) -> Option<World> {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr());
-    let free = free.expect("a free port");
+    let free = SocketAddr::from(([127, 0, 0, 1], servers::port()));
     let world = World::open_moving(pair, |config| {
         config.http.listen = free;
         config.http.public_url = Url::parse(&format!("http://{free}/")).expect("a URL");
@@ -85,8 +86,7 @@ async fn alerts(world: &World) -> u64 {
 /// How often the alert was raised for this mailbox; each time it says so beside the metric.
 async fn alerts_of(world: &World) -> usize {
     let id = row(world).await.id.to_string();
-    let alert = |line: &&str| line.contains("notifications failed to tell of messages") && line.contains(&id);
-    logs::lines().lines().filter(alert).count()
+    logs::count(&["notifications failed to tell of messages", &id])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use followthrough::store::{StoreError, folder};
 use followthrough_tests::world::{ADA, Pair, World};
 use m365_sim::entra::CLIENT_ID;
 use m365_sim::graph::NewMessage;
+use m365_sim::referee::Limits;
 use scoped_futures::ScopedFutureExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -117,12 +118,16 @@ pub(crate) async fn in_step(world: &World) {
     world.until("the mailbox is in step", || async { stored_ids(world).await == held_ids(world) }).await;
 }
 
+pub(crate) async fn folders(world: &World) -> Vec<Folder> {
+    let id = row(world).await.id;
+    let all = world.store.read(|tx| async move { folder::of_mailbox(tx, id).await }.scope_boxed()).await;
+    all.expect("the store answers")
+}
+
 /// Waits until each folder was looked at, so that the quiet ones are not for a while.
 pub(crate) async fn settled(world: &World) {
-    let id = row(world).await.id;
     let looked_at = || async {
-        let all = world.store.read(|tx| async move { folder::of_mailbox(tx, id).await }.scope_boxed()).await;
-        let all: Vec<Folder> = all.expect("the store answers");
+        let all = folders(world).await;
         all.iter().all(|folder| folder.polled_at.is_some() && folder.sweep_before.is_none())
     };
     world.until("each folder was looked at", looked_at).await;
@@ -180,7 +185,7 @@ pub(crate) fn order(world: &World) -> Vec<String> {
 
 pub(crate) async fn filled(world: &World) {
     world
-        .until("the backfill is over", || async { told(world, "mailbox.backfill.completed").len() == 1 })
+        .until("the backfill is over", || async { heard(world, "mailbox.backfill.completed").len() == 1 })
         .await;
 }
 
@@ -231,8 +236,10 @@ pub(crate) async fn count(world: &World) -> usize {
     stored_ids(world).await.len()
 }
 
-/// The mailbox's next calls are answered 429.
+/// The mailbox's next calls are answered 429. Whatever was on its way then is not held against anybody: who comes when
+/// is another story.
 pub(crate) fn throttled(world: &World, calls: u32, retry_after_seconds: i64) {
+    world.sim().set_limits(Limits { grace_ms: retry_after_seconds * 1_000, ..world.sim().limits() });
     world.sim().throttle(m365_sim::referee::Throttle {
         user: SHARED.into(),
         calls,

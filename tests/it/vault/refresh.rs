@@ -227,16 +227,16 @@ async fn invalid_grant_counts_only_against_the_token_in_the_row() {
     for world in World::each().await {
         let connection = world.connected(ADA, MAIL).await;
         let id = connection.id;
-        // Slow enough that another process rotates meanwhile; its lease is taken from it as if it had run out.
-        world.running.sim.inject(Fault::delay_ms(600).path("/*/oauth2/v2.0/token"));
+        // Another process rotates meanwhile; its lease is taken from it as if it had run out.
+        let held = world.running.sim.inject(Fault::hold(When::Before).path("/*/oauth2/v2.0/token"));
         world.running.sim.fail_token_requests(Planned::new(ADA, "invalid_grant", 70_000));
         let slow = world.another_vault();
         let slow = tokio::spawn(async move { slow.access(id, &Resource::Graph).await });
-        let asked = || world.token_requests("refresh_token").len() == 1;
-        until(asked).await;
+        until(|| world.running.sim.holds(held)).await;
         world
             .execute("UPDATE connections SET token_version = token_version + 1, refresh_holder = NULL")
             .await;
+        world.running.sim.release(held);
         slow.await.expect("no panic").expect("the row had moved on, so it was tried again");
         assert_eq!(world.refreshes(), [400, 200]);
         assert_eq!(world.connection(id).await.status, Status::Connected);
@@ -267,10 +267,13 @@ async fn a_caller_that_gives_up_loses_no_rotated_token() {
             policy.reuse_grace_seconds = 0;
         });
         let connection = world.connected(ADA, MAIL).await;
-        world.running.sim.inject(Fault::delay_ms(300).path("/*/oauth2/v2.0/token"));
+        let held = world.running.sim.inject(Fault::hold(When::Before).path("/*/oauth2/v2.0/token"));
         let call = world.vault.access(connection.id, &Resource::Graph);
-        let gave_up = tokio::time::timeout(Duration::from_millis(100), call).await;
-        assert!(gave_up.is_err());
+        tokio::select! {
+            _ = call => panic!("there is no answer yet"),
+            () = until(|| world.running.sim.holds(held)) => {}
+        }
+        world.running.sim.release(held);
         world.vault.access(connection.id, &Resource::Graph).await.expect("the same refresh");
         assert_eq!(world.refreshes(), [200]);
         world.no_violations();
@@ -522,5 +525,5 @@ async fn until(condition: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it happens");
+    tokio::time::timeout(Duration::from_mins(1), wait).await.expect("it happens");
 }

@@ -305,7 +305,8 @@ async fn a_batch_answers_each_part_and_fails_the_children_of_a_failure() {
 #[tokio::test]
 async fn a_batch_without_an_order_takes_all_four_slots_of_a_mailbox() {
     let running = running().await;
-    running.sim.inject(m365_sim::Fault::delay_ms(600).path("/v1.0/me/mailFolders/inbox"));
+    let held = m365_sim::Fault::hold(m365_sim::fault::When::Before).path("/v1.0/me/mailFolders/inbox");
+    let held = running.sim.inject(held);
     let ada = Client::new(&running, ADA, OWN);
     let batch = |chained: bool| {
         let requests: Vec<Value> = (0..4)
@@ -321,10 +322,10 @@ async fn a_batch_without_an_order_takes_all_four_slots_of_a_mailbox() {
     };
     let slow = ada.get("/me/mailFolders/inbox");
     let meanwhile = async {
-        while running.sim.calls().iter().all(|call| call.status.is_some()) {
-            tokio::task::yield_now().await;
-        }
-        (ada.post("/$batch", &batch(false)).await, ada.post("/$batch", &batch(true)).await)
+        running.sim.until(|sim| sim.holds(held)).await;
+        let answers = (ada.post("/$batch", &batch(false)).await, ada.post("/$batch", &batch(true)).await);
+        running.sim.release(held);
+        answers
     };
     let ((status, _), ((outer, parallel), (_, serial))) = tokio::join!(slow, meanwhile);
     assert_eq!((status.as_u16(), outer.as_u16()), (200, 200));
