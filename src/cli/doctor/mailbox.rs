@@ -8,6 +8,7 @@ use scoped_futures::ScopedFutureExt;
 use uuid::Uuid;
 
 use super::{Findings, check_connection};
+use crate::cli::output::moment;
 use crate::graph::Graph;
 use crate::mailbox::ladder::{Capabilities, Proof, meaning};
 use crate::oauth::scopes::Integration;
@@ -127,7 +128,7 @@ async fn access(graph: &Graph, findings: &mut Findings) {
 
 fn delivery(known: &Known, vault: &Vault, findings: &mut Findings) {
     let (mailbox, now) = (&known.mailbox, vault.entra().clock.now());
-    let found = format!("{} since {}: {}", mailbox.rung, mailbox.rung_since, mailbox.rung_reason);
+    let found = format!("{} since {}: {}", mailbox.rung, moment(mailbox.rung_since), mailbox.rung_reason);
     match meaning(&mailbox.rung_reason) {
         Some(meaning) if mailbox.rung != "push" => {
             findings.add("delivery", super::Health::Ok, found, Some(meaning));
@@ -136,12 +137,13 @@ fn delivery(known: &Known, vault: &Vault, findings: &mut Findings) {
     }
     match mailbox.proven_at {
         Some(at) => {
-            findings.ok("last proof", format!("a notification and a poll told of one message at {at}"));
+            findings
+                .ok("last proof", format!("a notification and a poll told of one message at {}", moment(at)));
         }
         None => findings.ok("last proof", "no notification has been proven by a poll yet"),
     }
     for one in &known.subscriptions {
-        let until = one.expires_at.map_or_else(String::new, |at| format!(", until {at}"));
+        let until = one.expires_at.map_or_else(String::new, |at| format!(", until {}", moment(at)));
         let why = one.code.as_ref().map_or_else(String::new, |code| format!(", {code}"));
         findings.ok("subscription", format!("{}{why}{until}, {} notices", one.state, one.notices));
     }
