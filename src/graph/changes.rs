@@ -23,9 +23,14 @@ const EXPAND: &str = "attachments($select=id,name,contentType,size,isInline)";
 pub const PAGE: usize = 100;
 /// `$top` may not be larger. <https://learn.microsoft.com/graph/api/user-list-messages>
 const LONGEST_PAGE: usize = 1_000;
+/// The search for a page that can be had has an end.
+const MOST_REQUESTS: usize = 50;
 /// Empty pages with a next link are normal; so many in a row are not.
 const EMPTY_PAGES: usize = 20;
-const PAGE_SIZE: HeaderValue = HeaderValue::from_static("odata.maxpagesize=100");
+/// What is asked of a message that is too much when it comes whole: everything but its content.
+const LEAN: &str = "id,internetMessageId,conversationId,subject,from,sender,toRecipients,ccRecipients,\
+     receivedDateTime,sentDateTime,createdDateTime,lastModifiedDateTime,importance,isRead,isDraft,flag,categories,\
+     hasAttachments,parentFolderId,webLink";
 
 /// One item of an answer: a message, or the word that an id is not in the folder any more.
 #[derive(Clone)]
@@ -133,8 +138,14 @@ impl Graph {
     }
 
     async fn delta(&self, name: &'static str, url: Url) -> Result<DeltaPage, GraphError> {
-        let page: Page =
-            parse(name, &self.send(Call::get(name, url).header(PREFER, PAGE_SIZE), &[200]).await?, false)?;
+        let mut size = PAGE;
+        let page: Page = loop {
+            let call = Call::get(name, url.clone()).header(PREFER, page_of(size));
+            match self.send(call, &[200]).await {
+                Err(error) if error.is_too_much() && size > 1 => size = smaller(size),
+                answer => break parse(name, &answer?, false)?,
+            }
+        };
         let cursor = match (page.next, page.delta) {
             (_, Some(link)) => Cursor::Delta(link),
             (Some(link), None) => Cursor::Next(link),
@@ -151,15 +162,21 @@ impl Graph {
 
     /// The next messages of a window. No offset is ever used: mail that comes and goes meanwhile moves nothing.
     pub async fn arrivals(&self, folder: &str, window: Window) -> Result<Arrivals, GraphError> {
-        let mut top = PAGE;
+        let (mut top, mut least, mut whole) = (PAGE, 1, true);
         let mut requests = 0;
         loop {
-            let url = self.window(folder, window, top);
+            let url = self.window(folder, window, top, whole);
             let listed = self.page_with_items(url, &mut requests).await;
-            let (items, more) = match listed {
+            let (mut items, more) = match listed {
                 // One bad item fails its whole page: a smaller one gets past it, or shows which it is.
-                Err(error) if error.is_gateway_timeout() && top > 1 => {
-                    top = (top / 5).max(1);
+                Err(error) if error.is_too_much() && top > least && requests < MOST_REQUESTS => {
+                    top = smaller(top).max(least);
+                    continue;
+                }
+                // It stands in the way of all that is behind it.
+                Err(error) if error.is_too_much() && whole => {
+                    tracing::warn!(%error, "a message cannot be had whole; its content is left out");
+                    whole = false;
                     continue;
                 }
                 listed => listed?,
@@ -167,15 +184,27 @@ impl Graph {
             let end = if window.newest_first { window.to } else { window.from };
             let stands_still = items.iter().all(|item| item.received() == Some(end));
             // A second with more messages than a page has.
-            if more && stands_still && top < LONGEST_PAGE {
-                top = LONGEST_PAGE;
+            if more && stands_still && top < LONGEST_PAGE && requests < MOST_REQUESTS {
+                if top < PAGE {
+                    least = top * 2;
+                }
+                top = if top < PAGE { least } else { LONGEST_PAGE };
                 continue;
+            }
+            // One after the other, all but the one that was too much are had whole.
+            if !whole && items.len() <= PAGE {
+                for item in &mut items {
+                    requests += 1;
+                    if let Some(told) = self.look_for(&item.id).await? {
+                        *item = told;
+                    }
+                }
             }
             return Ok(Arrivals { items, more, requests });
         }
     }
 
-    fn window(&self, folder: &str, window: Window, top: usize) -> Url {
+    fn window(&self, folder: &str, window: Window, top: usize, whole: bool) -> Url {
         let mut url = self.url(&["mailFolders", folder, "messages"]);
         let filter = format!(
             "receivedDateTime ge {} and receivedDateTime le {}",
@@ -184,14 +213,8 @@ impl Graph {
         );
         let order = if window.newest_first { "receivedDateTime desc" } else { "receivedDateTime asc" };
         let top = top.to_string();
-        let query = [
-            ("$filter", filter.as_str()),
-            ("$orderby", order),
-            ("$top", &top),
-            ("$select", SELECT),
-            ("$expand", EXPAND),
-        ];
-        add_query(&mut url, &query);
+        add_query(&mut url, &[("$filter", &filter), ("$orderby", order), ("$top", &top)]);
+        add_query(&mut url, selected(whole));
         url
     }
 
@@ -214,9 +237,16 @@ impl Graph {
     /// One message, wherever in the mailbox it is; `None` when it is nowhere.
     pub async fn look_for(&self, id: &str) -> Result<Option<Told>, GraphError> {
         const NAME: &str = "graph.look_for_message";
-        let mut url = self.url(&["messages", id]);
-        add_query(&mut url, &[("$select", SELECT), ("$expand", EXPAND)]);
-        match self.send(Call::get(NAME, url), &[200]).await {
+        let ask = async |whole: bool| {
+            let mut url = self.url(&["messages", id]);
+            add_query(&mut url, selected(whole));
+            self.send(Call::get(NAME, url), &[200]).await
+        };
+        let answer = match ask(true).await {
+            Err(error) if error.is_too_much() => ask(false).await,
+            answer => answer,
+        };
+        match answer {
             Ok(answer) => Ok(items(NAME, vec![parse(NAME, &answer, false)?])?.pop()),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -249,6 +279,20 @@ impl Graph {
         let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
         Ok(page.count)
     }
+}
+
+/// A page that was too much is asked for again with so many.
+fn smaller(size: usize) -> usize {
+    (size / 5).max(1)
+}
+
+fn page_of(size: usize) -> HeaderValue {
+    HeaderValue::from_str(&format!("odata.maxpagesize={size}"))
+        .unwrap_or(HeaderValue::from_static("odata.maxpagesize=1"))
+}
+
+fn selected(whole: bool) -> &'static [(&'static str, &'static str)] {
+    if whole { &[("$select", SELECT), ("$expand", EXPAND)] } else { &[("$select", LEAN)] }
 }
 
 fn items(name: &'static str, value: Vec<Map<String, Value>>) -> Result<Vec<Told>, GraphError> {

@@ -201,9 +201,16 @@ impl GraphError {
         matches!(self, Self::Refused(refusal) if refusal.verdict().0 == "cursor_lost")
     }
 
-    /// The answer took Exchange too long: a smaller question may do.
-    pub fn is_gateway_timeout(&self) -> bool {
-        self.status() == Some(StatusCode::GATEWAY_TIMEOUT)
+    /// The answer took Exchange too long, is more than is read of one, or has an item that Exchange cannot show: a
+    /// smaller question may do.
+    pub fn is_too_much(&self) -> bool {
+        match self {
+            Self::Http(HttpError::TooLarge { .. }) => true,
+            Self::Refused(refusal) => {
+                refusal.status == StatusCode::GATEWAY_TIMEOUT || refusal.verdict().0 == "item_corrupt"
+            }
+            _ => false,
+        }
     }
 
     pub fn status(&self) -> Option<StatusCode> {

@@ -105,6 +105,10 @@ pub fn meaning(reason: &str) -> Option<&'static str> {
             "Microsoft does not let the folders be followed by their changes (as in China, or while the mailbox is \
              full: https://learn.microsoft.com/graph/api/message-delta); they are listed by time of arrival"
         }
+        "delta_too_large" => {
+            "a change of a folder is larger than what is read of one answer; its folder is listed by time of arrival, and \
+             tried again once a day"
+        }
         _ => return None,
     })
 }

@@ -8,6 +8,7 @@ mod follow;
 mod gaps;
 mod guests;
 mod killed;
+mod large;
 mod links;
 mod neighbours;
 mod polls;

@@ -129,16 +129,22 @@ async fn look(cx: &Context, mailbox: &Mailbox) -> Result<usize, Failure> {
     if mailbox.tend_at.is_none_or(|at| at <= cx.now()) {
         subscriptions::tend(cx, &graph, mailbox).await?;
     }
-    let (mut changes, mut refused) = (0, None);
+    let (mut changes, mut refused, mut failed) = (0, None, None);
     let look = Look { cx, graph: &graph, mailbox };
     for folder in cx.mailboxes().folders(mailbox).await? {
         if cx.now() > until {
             break;
         }
         if folder.next_look(cx.now()) <= cx.now() {
-            let looked = look.at(folder).await?;
-            changes += looked.changes;
-            refused = refused.or(looked.refused);
+            match look.at(folder).await {
+                Ok(looked) => {
+                    changes += looked.changes;
+                    refused = refused.or(looked.refused);
+                }
+                // What is wrong with one folder stands in no other's way.
+                Err(failure) if failure.disposition == Disposition::Reject => failed = Some(failure),
+                Err(failure) => return Err(failure),
+            }
         }
     }
     // What is new in any folder comes before what is swept.
@@ -149,7 +155,7 @@ async fn look(cx: &Context, mailbox: &Mailbox) -> Result<usize, Failure> {
     look_for_doubtful(cx, &graph, mailbox).await?;
     tell_rung(cx, mailbox, refused).await?;
     attachments::fetch(cx, &graph, mailbox).await?;
-    Ok(changes)
+    failed.map_or(Ok(changes), Err)
 }
 
 async fn look_at_tree(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use followthrough::graph::{Graph, GraphError};
 use followthrough::mailbox::SeenChange;
 use followthrough::mailbox::ladder::next_look;
 use followthrough::mailbox::pages::{PollPage, Taken};
-use followthrough::outcome::Failure;
+use followthrough::outcome::{Classify as _, Disposition, Failure};
 use followthrough::store::folder::Folder;
 use followthrough::store::mailbox::Mailbox;
 
@@ -266,6 +266,10 @@ fn trouble(folder: &Folder, error: GraphError) -> Trouble {
         return Trouble::Gone;
     }
     match refuses_delta(&error) {
+        // Not even one change at a time: a list can leave out what is too much.
+        None if error.is_too_much() && error.disposition() == Disposition::Reject => {
+            Trouble::Refused("delta_too_large".to_owned())
+        }
         Some(reason) => Trouble::Refused(reason),
         None => Trouble::Other(error.into()),
     }
