@@ -64,6 +64,11 @@ impl Context {
         Ok(self.services.microsoft.dataverse(self.connection()?)?.behind(self.cool_down()))
     }
 
+    /// The job's gate, while whoever is behind it asks to be left alone.
+    pub(crate) fn left_alone(&self) -> Option<(String, Duration)> {
+        self.gate.clone().zip(self.cool_down().and_then(|cool_down| cool_down.left()))
+    }
+
     fn cool_down(&self) -> Option<CoolDown> {
         self.gate.as_deref().map(|gate| self.services.microsoft.cool_down(gate))
     }

@@ -4,7 +4,7 @@
 //! confirmation is probed before anything else is done. A confirmation may commit with the next ledger write
 //! of the attempt, since a lost one is found again by the probe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::ledger::{Held, Ledger};
 use crate::outcome::{Cause, Disposition, Failure};
-use crate::store::effect::{CONFIRMED, Confirmation, EffectRow, NewIntent, Void};
+use crate::store::effect::{CONFIRMED, Confirmation, EffectRow, INTENDED, NewIntent, Void};
 
 /// The namespace of effect ids: the same job and step have the same id on every attempt, for ever.
 const NAMESPACE: Uuid = Uuid::from_u128(0x5f0e_7a3c_91d4_4c6b_8f27_3d1b_60c2_a9e5);
@@ -24,6 +24,8 @@ pub struct Effects {
     ledger: Ledger,
     held: Held,
     known: Mutex<HashMap<String, EffectRow>>,
+    /// Steps whose intent this attempt committed.
+    intended: Mutex<HashSet<String>>,
     unwritten: Mutex<Unwritten>,
 }
 
@@ -56,7 +58,13 @@ pub struct Effect<'a> {
 impl Effects {
     pub(crate) fn new(ledger: Ledger, held: &Held) -> Self {
         let known = held.effects.iter().map(|row| (row.step.clone(), row.clone())).collect();
-        Self { ledger, held: held.clone(), known: Mutex::new(known), unwritten: Mutex::default() }
+        Self {
+            ledger,
+            held: held.clone(),
+            known: Mutex::new(known),
+            intended: Mutex::default(),
+            unwritten: Mutex::default(),
+        }
     }
 
     pub fn step(&self, step: &'static str) -> Effect<'_> {
@@ -67,6 +75,19 @@ impl Effects {
     pub fn id(&self, step: &str) -> Uuid {
         let (workspace, job) = &self.held.key;
         Uuid::new_v5(&NAMESPACE, format!("{workspace}\u{0}{job}\u{0}{step}").as_bytes())
+    }
+
+    /// Is there a write of which nobody knows whether it was made? An attempt that ends without having found out
+    /// says nothing about it, whatever it failed on.
+    pub(crate) fn in_doubt(&self, unwritten: &Unwritten) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = |step: &str| {
+            unwritten.confirmations.iter().any(|told| told.step == step)
+                || unwritten.voids.iter().any(|told| told.step == step)
+        };
+        let before = known.values().filter(|row| row.state == INTENDED).map(|row| &row.step);
+        before.chain(intended.iter()).any(|step| !told(step))
     }
 
     pub(crate) fn take_unwritten(&self) -> Unwritten {
@@ -158,7 +179,12 @@ impl Effect<'_> {
                 request: Some(intent.request.clone()),
             })
             .await?;
-        if committed { Ok(()) } else { Err(Failure::fenced()) }
+        if !committed {
+            return Err(Failure::fenced());
+        }
+        let mut intended = self.effects.intended.lock().unwrap_or_else(PoisonError::into_inner);
+        intended.insert(self.step.to_owned());
+        Ok(())
     }
 
     /// A refusal proves that this try made nothing. Of an earlier one, still on its way, it proves nothing.

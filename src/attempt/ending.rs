@@ -67,12 +67,14 @@ pub(super) fn settlement(
 ) -> (Option<Settlement>, Verdict) {
     let now = services.clock.now();
     let unwritten = cx.effects.take_unwritten();
+    let in_doubt = cx.effects.in_doubt(&unwritten);
     let mut settlement = Settlement {
         ending: blank(held),
         confirmations: unwritten.confirmations,
         voids: unwritten.voids,
         owed: Vec::new(),
-        cool_down: None,
+        // Of a failure, of one that the job got over, or of a success that came with a wish.
+        cool_down: cx.left_alone().map(|(gate, wait)| (gate, now + wait)),
     };
     let failure = match outcome {
         Ok(result) => {
@@ -89,13 +91,14 @@ pub(super) fn settlement(
         tracing::info!(code = %failure.code, message = failure.message, "the attempt failed");
     }
     if let Some(wait) = failure.cool_down {
-        settlement.cool_down = held.gate.clone().map(|gate| (gate, now + wait));
+        let closed = settlement.cool_down.map_or(now, |(_, until)| until).max(now + wait);
+        settlement.cool_down = held.gate.clone().map(|gate| (gate, closed));
     }
     settlement.ending.code = Some(failure.code.to_string());
     settlement.ending.message = Some(failure.message.clone());
     settlement.ending.finished = false;
     let told = json!({"code": failure.code, "message": failure.message});
-    let verdict = match meaning(decoded, held, &failure, now) {
+    let verdict = match meaning(decoded, held, &failure, in_doubt, now) {
         Disposition::Retry { after } => {
             let rung = services.ladder.after_attempt(held.attempt, rand::random());
             let wait = after.map_or(rung.delay, |after| after.max(rung.delay));
@@ -156,12 +159,19 @@ pub(super) fn settlement(
     (Some(settlement), verdict)
 }
 
-/// A failure's own meaning, unless the job has been tried often enough or its time is over.
-fn meaning(decoded: &Decoded, held: &Held, failure: &Failure, now: DateTime<Utc>) -> Disposition {
+/// A failure's own meaning, unless the job has been tried often enough or its time is over: then a person looks after a
+/// write of which nobody knows, also when it was an earlier attempt's and this one could not even ask.
+fn meaning(
+    decoded: &Decoded,
+    held: &Held,
+    failure: &Failure,
+    in_doubt: bool,
+    now: DateTime<Utc>,
+) -> Disposition {
     let Disposition::Retry { .. } = failure.disposition else { return failure.disposition };
     let exhausted = held.attempt >= i32::from(decoded.entry.spec.attempts);
     let expired = decoded.envelope.expires_at.is_some_and(|at| at <= now);
-    match (exhausted || expired, failure.ambiguous) {
+    match (exhausted || expired, failure.ambiguous || in_doubt) {
         (true, true) => Disposition::Park(Cause::Ambiguous),
         (true, false) => Disposition::Reject,
         (false, _) => failure.disposition,

@@ -2,6 +2,8 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use chrono::{DateTime, TimeDelta, Utc};
+use followthrough::store::StoreError;
 use followthrough_tests::broker::within;
 use followthrough_tests::world::{ADA, Pair, World};
 use http::Method;
@@ -9,6 +11,7 @@ use m365_sim::Fault;
 use m365_sim::directory::MailboxRight;
 use m365_sim::fault::When;
 use m365_sim::graph::{NewMessage, SentMail};
+use scoped_futures::ScopedFutureExt;
 use serde_json::{Value, json};
 
 const SUPPORT: &str = "support@acme.example";
@@ -202,6 +205,42 @@ async fn a_draft_that_transport_may_have_taken_waits_for_a_person() {
         assert_eq!((row.cause.as_deref(), sends(&world)), (Some("ambiguous"), calls));
         world.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_that_nobody_could_look_for_waits_for_a_person_and_is_not_called_dead() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let slowly = connected(pair, |config| config.retry.ladder = vec!["3s".into(), "4s".into()]);
+        let Some(world) = slowly.await else { continue };
+        let lost = world.sim().inject(Fault::lost_after().method("POST").path("*/send"));
+        world.publish(&[world.envelope("unknown", "email.send", letter())]).await;
+        let sim = world.sim().clone();
+        within("the answer to be lost", sim.until(|sim| sim.fault_hits(lost).1 >= 1)).await;
+        let away = world.sim().inject(Fault::status(500, When::Before).method("GET").times(0));
+        world.until_state("unknown", "parked").await;
+        let row = world.job("unknown").await.expect("the row");
+        assert_eq!((row.cause.as_deref(), row.attempt), (Some("ambiguous"), 8), "{:?}", row.code);
+        assert!(world.sim().fault_hits(away).1 >= 7, "it was looked for in each attempt");
+        assert_eq!((sends(&world), sent(&world).len()), (1, 1));
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_asks_for_patience_closes_the_mailbox_for_everybody() {
+    let world = world().await;
+    let asks = Fault::status(202, When::After).header("Retry-After", "60");
+    world.sim().inject(asks.method("POST").path("*/send"));
+    let before = world.clock.now();
+    assert_eq!(succeeded(&world, "slow", letter()).await["state"], "submitted");
+    let sql = "SELECT key, not_before FROM gates WHERE not_before IS NOT NULL";
+    let closed = world.store.read(|tx| {
+        async move { Ok::<_, StoreError>(followthrough::sql!(tx, all(String, DateTime<Utc>), sql)?) }
+            .scope_boxed()
+    });
+    let closed = closed.await.expect("the gates");
+    assert!(closed.len() == 1 && closed[0].1 > before + TimeDelta::seconds(50), "{closed:?}");
+    world.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,25 +18,18 @@ pub(super) async fn fetch(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Res
     let until = cx.now() + SLICE;
     let most = usize::try_from(ours.attachment_bytes()).unwrap_or(usize::MAX);
     while let Some(wanted) = ours.next_wanted(mailbox).await? {
-        let mut throttled = None;
         let fetched = match graph.attachment_content(&wanted.message_id, &wanted.id, most).await {
             Ok(Some(content)) => Fetched::Content(content),
             Ok(None) => Fetched::Gone,
             Err(GraphError::NoToken(failure)) => return Err(failure),
+            // No fault of the attachment, and all who wait for the mailbox must hear of it.
+            Err(error) if error.cool_down().is_some() => return Err(error.into()),
             Err(error) if error.disposition() == Disposition::Reject => {
                 Fetched::Refused(error.code().into_owned())
             }
-            Err(error) => {
-                let code = error.code().into_owned();
-                throttled = error.cool_down().map(|_| Failure::from(error));
-                Fetched::Failed(code)
-            }
+            Err(error) => Fetched::Failed(error.code().into_owned()),
         };
         ours.fetched(&wanted, &fetched).await?;
-        // All who wait for the mailbox must hear of it.
-        if let Some(failure) = throttled {
-            return Err(failure);
-        }
         if matches!(fetched, Fetched::Failed(_)) || cx.now() > until || ours.is_due(mailbox).await? {
             break;
         }
