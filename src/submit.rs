@@ -121,8 +121,13 @@ pub struct Wish<'a> {
     pub payload: serde_json::Value,
 }
 
-/// Jobs of one user that were parked for want of this connection are queued again, oldest first. Runs in the
-/// transaction that connects; the relay finds their messages at its next look.
+/// Rows that one transaction puts back: each holds a payload in memory, and the transaction has its time.
+const AT_ONCE: i64 = 16;
+/// So many times in a row, at most.
+const ROUNDS: usize = 1_000;
+
+/// Jobs of one user that were parked for want of this connection are queued again: the oldest in the transaction that
+/// connects, so that the relay finds their messages at its next look, the rest by the [`sweep`]. Returns how many.
 pub async fn release_for_connection(
     tx: &mut Tx,
     registry: &Registry,
@@ -130,7 +135,7 @@ pub async fn release_for_connection(
     user: &str,
     integration: Integration,
     now: DateTime<Utc>,
-) -> Result<()> {
+) -> Result<usize> {
     let kinds: Vec<String> = registry
         .entries()
         .iter()
@@ -141,10 +146,11 @@ pub async fn release_for_connection(
         .collect();
     let causes = [Cause::NeedsUser.as_str(), Cause::NeedsAdmin.as_str()];
     let mut owed = Vec::new();
-    for row in job::parked_for(tx, workspace, user, &causes, &kinds, i64::from(i32::MAX)).await? {
+    for row in job::parked_for(tx, workspace, user, &causes, &kinds, AT_ONCE).await? {
         owed.extend(requeue(tx, &row, now).await?);
     }
-    outbox::leave(tx, &owed, now).await
+    outbox::leave(tx, &owed, now).await?;
+    Ok(owed.len())
 }
 
 /// A parked, dead or overdue job is queued again under a new fence. `None` when it moved on meanwhile.
@@ -232,6 +238,19 @@ async fn decide(
 /// must have been lost get a new one; jobs that were parked while their connection was being made are
 /// released; parked jobs that nobody wants any more expire. Returns how many got on, and how many expired.
 pub async fn sweep(services: &Services, idle: &[String], patience: TimeDelta) -> Result<(usize, usize)> {
+    let (mut lost, mut expired) = (0, 0);
+    for _ in 0..ROUNDS {
+        let (some, over) = sweep_some(services, idle, patience).await?;
+        lost += some;
+        expired += over;
+        if some + over == 0 {
+            break;
+        }
+    }
+    Ok((lost, expired))
+}
+
+async fn sweep_some(services: &Services, idle: &[String], patience: TimeDelta) -> Result<(usize, usize)> {
     let now = services.clock.now();
     let handoff = &services.handoff;
     let integrations: Vec<(String, String)> = services
@@ -255,16 +274,16 @@ pub async fn sweep(services: &Services, idle: &[String], patience: TimeDelta) ->
             async move {
                 let mut owed = Vec::new();
                 for kind in idle {
-                    for row in job::overdue(tx, kind, now - patience, 200).await? {
+                    for row in job::overdue(tx, kind, now - patience, AT_ONCE).await? {
                         owed.extend(requeue(tx, &row, now).await?);
                     }
                 }
-                for row in job::parked_behind_a_grant(tx, integrations, 200).await? {
+                for row in job::parked_behind_a_grant(tx, integrations, AT_ONCE).await? {
                     owed.extend(requeue(tx, &row, now).await?);
                 }
                 let lost = owed.len();
                 let mut expired = 0;
-                for row in job::parked_expired(tx, now, 200).await? {
+                for row in job::parked_expired(tx, now, AT_ONCE).await? {
                     let message = "nobody acted before expires_at";
                     let ending = job::Ending::last(&row, state::EXPIRED, "expired", message);
                     if job::end_unheld(tx, &ending, None, now).await? {

@@ -20,7 +20,7 @@ use crate::dataverse::{self, allowed_host, discovery};
 use crate::oauth::scopes::Integration;
 use crate::outcome::{Disposition, Failure};
 use crate::store::StoreError;
-use crate::store::connection::{self, Status};
+use crate::store::connection::{self, Connection, Status};
 use crate::submit;
 
 pub fn routes() -> OpenApiRouter<Api> {
@@ -164,19 +164,23 @@ async fn pin_environment(
     let environment = dataverse::environment(&url);
     let (now, name, text) = (services.clock.now(), workspace.as_str(), environment.as_str());
     let registry = &services.registry;
-    services
+    let pinned: Vec<Connection> = services
         .store
         .transaction("pin_environment", |tx| {
-            async move {
-                for connection in connection::pin_environment(tx, name, text, now).await? {
-                    let user = &connection.user_name;
-                    submit::release_for_connection(tx, registry, name, user, Integration::Dynamics, now)
-                        .await?;
-                }
-                Ok::<_, StoreError>(())
-            }
-            .scope_boxed()
+            async move { connection::pin_environment(tx, name, text, now).await }.scope_boxed()
         })
         .await?;
+    // A few at a time; whoever pins again goes on where this was cut off.
+    for user in pinned.iter().map(|connection| connection.user_name.as_str()) {
+        let release = || {
+            services.store.transaction("release", |tx| {
+                async move {
+                    submit::release_for_connection(tx, registry, name, user, Integration::Dynamics, now).await
+                }
+                .scope_boxed()
+            })
+        };
+        while release().await? > 0 {}
+    }
     Ok(Json(PinnedEnvironment { environment }))
 }

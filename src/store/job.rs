@@ -406,10 +406,15 @@ pub struct Filter {
     pub limit: i64,
 }
 
-/// Newest first.
+/// Of a listing: what may be large is for those who ask for one job.
+const LISTED: &str = "workspace, id, kind, user_name, meeting, tool, '' AS payload, digest, traceparent, state, \
+     cause, code, message, NULL AS result, attempt, crashes, fence, due_at, not_before, expires_at, approved_by, \
+     approved_at, note, created_at, updated_at, finished_at";
+
+/// Newest first, without payloads and results.
 pub async fn list(tx: &mut Tx, filter: &Filter) -> Result<Vec<JobRow>> {
     Ok(sql_many!(tx, all JobRow, |query| {
-        query.push("SELECT ").push(COLUMNS).push(" FROM jobs WHERE 1 = 1");
+        query.push("SELECT ").push(LISTED).push(" FROM jobs WHERE 1 = 1");
         for (column, value) in [
             ("workspace", &filter.workspace),
             ("state", &filter.state),

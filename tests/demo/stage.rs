@@ -135,11 +135,24 @@ impl Stage {
         answers.into_iter().try_for_each(|answer| answer.map_err(|error| error.to_string()))
     }
 
+    /// Whole, with their results.
     pub(crate) async fn jobs(&self) -> Result<Vec<JobRow>, String> {
         let filter =
             &job::Filter { workspace: Some(self.workspace.clone()), limit: 1000, ..job::Filter::default() };
-        let rows = self.store().read(|tx| async move { job::list(tx, filter).await }.scope_boxed()).await;
-        rows.map_err(|error| error.to_string())
+        let whole: Result<_, StoreError> = self
+            .store()
+            .read(|tx| {
+                async move {
+                    let mut whole = Vec::new();
+                    for row in job::list(tx, filter).await? {
+                        whole.extend(job::find(tx, &row.workspace, &row.id).await?);
+                    }
+                    Ok(whole)
+                }
+                .scope_boxed()
+            })
+            .await;
+        whole.map_err(|error| error.to_string())
     }
 
     pub(crate) async fn dead_letters(&self) -> Result<Vec<DeadLetter>, String> {

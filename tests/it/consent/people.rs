@@ -208,3 +208,19 @@ async fn a_policy_that_blocks_is_the_administrators() {
         world.close().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_much_waits_for_a_consent_it_is_given_and_all_goes_on_by_and_by() {
+    const MANY: usize = 60;
+    for world in each().await {
+        world.publish(&envelopes(&world, MANY)).await;
+        let all_are =
+            async |state: &str| world.states().await.get(state) == Some(&i64::try_from(MANY).expect("few"));
+        world.until("all wait", || all_are("parked")).await;
+        world.connect(ADA, MAIL).await;
+        let waiting = world.states().await.get("parked").copied().unwrap_or_default();
+        assert!(waiting >= 40, "a few at a time, so that the sign-in holds none of them up: {waiting}");
+        world.until("all are done", || all_are("succeeded")).await;
+        world.close().await;
+    }
+}
