@@ -177,10 +177,13 @@ pub(super) fn laid_over(
         Some(value) => text(value),
         None => known.cloned(),
     };
+    let folder_id = told.text("parentFolderId").unwrap_or(folder).to_owned();
+    // Each folder counts its own sweeps.
+    let swept = known.filter(|known| known.folder_id == folder_id).map_or(0, |known| known.sweep);
     let row = Message {
         mailbox_id: mailbox,
         id: told.id.clone(),
-        folder_id: told.text("parentFolderId").unwrap_or(folder).to_owned(),
+        folder_id,
         internet_message_id: or_known(
             "internetMessageId",
             known.and_then(|known| known.internet_message_id.as_ref()),
@@ -192,7 +195,7 @@ pub(super) fn laid_over(
         is_draft: told.flag("isDraft").or(known.map(|known| known.is_draft)).unwrap_or(false),
         detail: serde_json::to_string(&detail).unwrap_or_default(),
         state: PRESENT.to_owned(),
-        sweep: known.map_or(0, |known| known.sweep),
+        sweep: swept,
         backfill: known.map_or(0, |known| known.backfill),
         created_at: known.map_or(now, |known| known.created_at),
         updated_at: now,

@@ -107,6 +107,10 @@ pub async fn saw(tx: &mut Tx, mailbox: Uuid, seen: &Seen, now: DateTime<Utc>) ->
          ON CONFLICT (mailbox_id, id) DO UPDATE SET parent_id = excluded.parent_id, name = excluded.name, \
          well_known = COALESCE(excluded.well_known, mailbox_folders.well_known), hidden = excluded.hidden, \
          due_at = CASE WHEN mailbox_folders.state = 'gone' THEN excluded.due_at ELSE mailbox_folders.due_at END, \
+         polled_at = CASE WHEN mailbox_folders.state = 'gone' THEN NULL ELSE mailbox_folders.polled_at END, \
+         fill_floor = CASE WHEN mailbox_folders.state = 'gone' THEN NULL ELSE mailbox_folders.fill_floor END, \
+         sweep_from = CASE WHEN mailbox_folders.state = 'gone' THEN NULL ELSE mailbox_folders.sweep_from END, \
+         newest = CASE WHEN mailbox_folders.state = 'gone' THEN NULL ELSE mailbox_folders.newest END, \
          state = 'present', updated_at = excluded.updated_at \
          WHERE mailbox_folders.name <> excluded.name OR mailbox_folders.hidden <> excluded.hidden \
          OR mailbox_folders.state <> 'present' OR COALESCE(mailbox_folders.parent_id, '') <> COALESCE(excluded.parent_id, '') \

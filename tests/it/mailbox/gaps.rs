@@ -1,14 +1,19 @@
 //! What would be missed by a fleet that trusts its cursors, its connections or its own uptime.
 
+use chrono::TimeDelta;
 use followthrough::store::message::Message;
+use followthrough::store::{StoreError, folder};
 use followthrough_tests::logs;
-use followthrough_tests::world::{ADA, Pair};
-use m365_sim::graph::Fill;
+use followthrough_tests::world::{ADA, Pair, World};
+use m365_sim::Fault;
+use m365_sim::fault::When;
+use m365_sim::graph::{Fill, NewMessage};
+use scoped_futures::ScopedFutureExt;
 use serde_json::json;
 
 use super::support::{
-    SHARED, connect, connected, consented, count, created, deliver, filled, folders, in_step, leave,
-    once_each, rough, row, settled, stored, throttled, tidy_up, told,
+    SHARED, connect, connected, consented, count, created, deliver, end, filled, folders, held_ids, in_step,
+    leave, once_each, pass_until, rough, row, settled, stored, stored_ids, throttled, tidy_up, told,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,4 +156,72 @@ async fn where_delta_is_refused_the_folder_is_listed() {
     world.until("it says so", || async { row(&world).await.rung == "list" }).await;
     leave(&world).await;
     world.close().await;
+}
+
+/// Microsoft forgets how far this folder was followed, and what it holds is read again.
+async fn forget(world: &World, folder: &str) {
+    let sweeps = async || {
+        let folders = folders(world).await;
+        folders.into_iter().find(|known| known.id == folder).expect("the folder").sweep
+    };
+    let before = sweeps().await;
+    let lost = json!({"error": {"code": "SyncStateNotFound", "message": "lost"}});
+    let path = format!("*/mailFolders/{folder}/messages/delta");
+    world.sim().inject(Fault::status(410, When::Before).body(lost).method("GET").path(&path));
+    world.until("it is read again", || async { sweeps().await > before }).await;
+    settled(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_moved_between_folders_is_missed_where_it_stood_last() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(mut world) = consented(pair).await else { continue };
+        world.sim().graph().mailbox(SHARED).add_folder("Later");
+        connect(&world, 31).await;
+        let id = deliver(&world, "Moves");
+        in_step(&world).await;
+        settled(&world).await;
+        // The one folder was read more often than the other.
+        let inbox = folders(&world).await.remove(0).id;
+        for _ in 0..3 {
+            forget(&world, &inbox).await;
+        }
+        assert!(world.sim().graph().mailbox(SHARED).move_message(&id, "Later"));
+        in_step(&world).await;
+        world.stop().await;
+        assert!(world.sim().graph().mailbox(SHARED).remove_message(&id));
+        world.sim().graph().expire_delta(SHARED);
+        world.start().await;
+        in_step(&world).await;
+        leave(&world).await;
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_gone_for_a_while_is_read_anew() {
+    const STEP: TimeDelta = TimeDelta::minutes(1);
+    let moving = World::open_moving(Pair::Embedded, |config| config.workers.lease = "1h".into());
+    let world = moving.await.expect("the embedded pair is always there");
+    world.connect(ADA, "shared-mailbox").await;
+    let later = world.sim().graph().mailbox(SHARED).add_folder("Later");
+    connect(&world, 31).await;
+    filled(&world).await;
+    settled(&world).await;
+    // As when a page of the tree misses it: nobody looks at it, and meanwhile old mail is moved there.
+    let (mailbox, now, id) = (row(&world).await.id, world.clock.now(), later.as_str());
+    let gone: Result<_, StoreError> = world
+        .store
+        .transaction("gone", |tx| async move { folder::gone(tx, mailbox, id, now).await }.scope_boxed())
+        .await;
+    gone.expect("the store answers");
+    let received = Some(now - TimeDelta::days(10));
+    let folder = Some("Later".to_owned());
+    world.sim().deliver(
+        SHARED,
+        NewMessage { received, folder, ..NewMessage::new("Nora <n@x.example>", "Old", ".") },
+    );
+    let in_step = || async { stored_ids(&world).await == held_ids(&world) };
+    pass_until(&world, STEP, "the old mail is here", in_step).await;
+    Box::pin(end(world, STEP)).await;
 }
