@@ -15,6 +15,7 @@ use super::Rules;
 use crate::clock::Clock;
 use crate::event::Event;
 use crate::job::{Decoded, Duty, Gate};
+use crate::mailbox::life;
 use crate::oauth::scopes::Integration;
 use crate::outbox::{self, Handoff};
 use crate::outcome::Cause;
@@ -240,6 +241,16 @@ impl<'a> Claims<'a> {
                     let ended =
                         self.end(tx, &candidate, state::PARKED, cause, "approval_needed", &message).await?;
                     claims[candidate.index] = Some(ended);
+                }
+                // Ended, it would be made again at once: it waits, and is tried now and then.
+                Level::Deny if duty == Some(Duty::SyncMailbox) => {
+                    let message = format!("the tool {} is not allowed any more", candidate.tool);
+                    let (cause, code) = (Some(Cause::NeedsAdmin), "tool_denied");
+                    let ended = self.end(tx, &candidate, state::PARKED, cause, code, &message).await?;
+                    claims[candidate.index] = Some(ended);
+                    if let Some(mailbox) = mailbox_of(tx, candidate.decoded).await? {
+                        self.owed.extend(life::degrade(tx, &mailbox, code, &message, self.now).await?);
+                    }
                 }
                 Level::Deny => {
                     let message = format!("the tool {} is not allowed in this workspace", candidate.tool);
@@ -547,6 +558,14 @@ fn usable<'c>(
 }
 
 /// The mailboxes that jobs name by id: the limit is that of the address.
+/// The mailbox of a job that the fleet made: it names it by its id.
+async fn mailbox_of(tx: &mut Tx, decoded: &Decoded) -> Result<Option<Mailbox>, StoreError> {
+    match decoded.job.mailbox().and_then(|mailbox| Uuid::parse_str(mailbox).ok()) {
+        Some(id) => mailbox::find(tx, id).await,
+        None => Ok(None),
+    }
+}
+
 async fn mailboxes(tx: &mut Tx, candidates: &[Candidate<'_>]) -> Result<HashMap<Uuid, Mailbox>, StoreError> {
     let mut mailboxes = HashMap::new();
     let named =

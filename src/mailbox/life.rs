@@ -108,10 +108,7 @@ impl Mailboxes {
         let rows: Result<_, StoreError> = store
             .transaction("mailbox_degraded", |tx| {
                 async move {
-                    let mut owed = Vec::new();
-                    if mailbox::degrade(tx, mailbox.id, code, message, now).await? {
-                        owed.push(event(mailbox, "degraded", json!({"code": code, "message": message}), now));
-                    }
+                    let owed: Vec<_> = degrade(tx, mailbox, code, message, now).await?.into_iter().collect();
                     outbox::owe(tx, &owed, handoff, now).await
                 }
                 .scope_boxed()
@@ -174,6 +171,18 @@ impl Mailboxes {
         written?;
         Ok(())
     }
+}
+
+/// It cannot be reached, or may not be: told once per reason.
+pub(crate) async fn degrade(
+    tx: &mut Tx,
+    mailbox: &Mailbox,
+    code: &str,
+    message: &str,
+    now: DateTime<Utc>,
+) -> Result<Option<Owed>> {
+    let news = mailbox::degrade(tx, mailbox.id, code, message, now).await?;
+    Ok(news.then(|| event(mailbox, "degraded", json!({"code": code, "message": message}), now)))
 }
 
 /// Lays what was found out over what is known by now: several jobs learn of one mailbox.

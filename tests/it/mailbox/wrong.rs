@@ -1,11 +1,14 @@
 //! Mailboxes that cannot be connected, and those that ask for them twice.
 
+use chrono::TimeDelta;
 use followthrough_tests::world::{ADA, Pair, World};
 use http::Method;
 use m365_sim::directory::{Mailbox as Kept, MailboxRight};
 use serde_json::{Value, json};
 
-use super::support::{SHARED, connected, consented, leave};
+use super::support::{
+    SHARED, connect, connected, consented, deliver, end, heard, in_step, leave, pass_until, row, stored, told,
+};
 
 async fn ask(world: &World, address: &str) -> (u16, Value) {
     let body = json!({"workspace": world.workspace, "user": ADA, "address": address, "backfill_days": 0});
@@ -88,4 +91,32 @@ async fn a_mailbox_is_connected_once_and_its_address_is_free_after_it() {
     world.api(Method::DELETE, &format!("/v1/mailboxes/{id}"), None).await;
     world.until("it is gone", || async { shown(&world, &id).await["state"] == "disconnected" }).await;
     world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mailbox_whose_tool_is_denied_is_left_alone_says_so_once_and_goes_on_when_it_is_allowed() {
+    const STEP: TimeDelta = TimeDelta::minutes(1);
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let moving = World::open_moving(pair, |config| config.workers.lease = "1h".into());
+        let Some(world) = moving.await else { continue };
+        world.connect(ADA, "shared-mailbox").await;
+        connect(&world, 0).await;
+        in_step(&world).await;
+        world.set_tool("mailbox.connect", "deny").await;
+        let denied = || async { row(&world).await.state == "degraded" };
+        pass_until(&world, STEP, "it says so", denied).await;
+        assert_eq!(row(&world).await.code.as_deref(), Some("tool_denied"));
+        world.sim().clear_calls();
+        let later = world.clock.now() + TimeDelta::minutes(40);
+        pass_until(&world, STEP, "it is tried again", || async { world.clock.now() > later }).await;
+        let mail = world.sim().calls().into_iter().find(|call| call.path.starts_with("/v1.0/users"));
+        assert!(mail.is_none(), "{mail:?}");
+        assert!(told(&world, "job.dead").is_empty() && world.dead_letters().await.is_empty());
+        let id = deliver(&world, "Meanwhile");
+        world.set_tool("mailbox.connect", "allow").await;
+        let here = || async { stored(&world).await.iter().any(|row| row.id == id) };
+        pass_until(&world, STEP, "it goes on", here).await;
+        assert_eq!(heard(&world, "mailbox.degraded").len(), 1);
+        Box::pin(end(world, STEP)).await;
+    }
 }
