@@ -122,7 +122,8 @@ fn route(sim: &Sim, call: &Call) -> Answer {
     let names = call.names();
     let (owner, rest) = match names.as_slice() {
         ["me", ..] => (None, 1),
-        ["users"] => return people::users(sim, call),
+        ["users"] => return people::users(sim, call, false),
+        ["users", "$count"] => return people::users(sim, call, true),
         ["users", _, ..] => (Some(call.segments[1].raw.as_str()), 2),
         [] => return Err(Refusal::bad("BadRequest", "Empty path.")),
         [first, ..] => return Err(Refusal::no_segment(first)),

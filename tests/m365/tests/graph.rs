@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 mod calendar;
 #[path = "graph/mail.rs"]
 mod mail;
+#[path = "graph/people.rs"]
+mod people;
 #[path = "graph/samples.rs"]
 mod samples;
 #[path = "graph/subscriptions.rs"]

@@ -236,7 +236,7 @@ pub(crate) fn messages(sim: &Sim, call: &Call, entry: &Entry, scope: Scope) -> A
     body.insert("value".into(), Value::Array(page));
     if next < total {
         let token = if options.search.is_some() { "$skiptoken" } else { "$skip" };
-        body.insert("@odata.nextLink".into(), next_link(&mut graph, call, token, next).into());
+        body.insert("@odata.nextLink".into(), next_link(&mut graph, call, token, next.to_string()).into());
     }
     Ok(Reply::json(200, Value::Object(body)))
 }
@@ -249,7 +249,7 @@ pub(crate) fn short(graph: &mut GraphState, size: usize) -> usize {
 }
 
 /// The link to the next page, with the faults that were seen in the field (pains R28).
-pub(crate) fn next_link(graph: &mut GraphState, call: &Call, token: &str, next: usize) -> String {
+pub(crate) fn next_link(graph: &mut GraphState, call: &Call, token: &str, next: String) -> String {
     let every = graph.switches.repeat_link_every;
     let repeat = every > 0 && graph.pages.is_multiple_of(every);
     let mut query: Vec<(String, String)> = call
@@ -263,7 +263,7 @@ pub(crate) fn next_link(graph: &mut GraphState, call: &Call, token: &str, next: 
     if repeat {
         query.clone_from(&call.query);
     } else {
-        query.push((token.to_owned(), next.to_string()));
+        query.push((token.to_owned(), next));
     }
     let link = call.link(&query);
     foreign(graph, link)
@@ -284,7 +284,12 @@ pub(crate) fn count(sim: &Sim, call: &Call, entry: &Entry, scope: Scope) -> Answ
     let mut graph = sim.graph();
     let mailbox = graph.ensure(&entry.owner);
     let found = matching(mailbox, scope, options.filter.as_ref()).len();
-    Ok(Reply { body: Content::Bytes("text/plain".into(), found.to_string().into()), ..Reply::empty(200) })
+    Ok(plain_count(found))
+}
+
+/// The answer to `$count` as a segment of the path.
+pub(crate) fn plain_count(found: usize) -> Reply {
+    Reply { body: Content::Bytes("text/plain".into(), found.to_string().into()), ..Reply::empty(200) }
 }
 
 /// Pages a ready list of values the same way: folders, events, contacts.
@@ -294,7 +299,20 @@ pub(crate) fn page(
     options: &Options,
     default: usize,
     context: &str,
+    all: Vec<Value>,
+) -> Reply {
+    page_by(graph, call, options, default, context, all, |next| ("$skip", next.to_string()))
+}
+
+/// The same with another way to name the next page.
+pub(crate) fn page_by(
+    graph: &mut GraphState,
+    call: &Call,
+    options: &Options,
+    default: usize,
+    context: &str,
     mut all: Vec<Value>,
+    name_next: impl Fn(usize) -> (&'static str, String),
 ) -> Reply {
     let total = all.len();
     let size = short(graph, options.top.or(call.prefer.page_size).unwrap_or(default));
@@ -307,7 +325,8 @@ pub(crate) fn page(
         body["@odata.count"] = total.into();
     }
     if next < total {
-        body["@odata.nextLink"] = next_link(graph, call, "$skip", next).into();
+        let (token, next) = name_next(next);
+        body["@odata.nextLink"] = next_link(graph, call, token, next).into();
     }
     Reply::json(200, body)
 }

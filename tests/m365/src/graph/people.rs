@@ -2,6 +2,8 @@
 //! (<https://learn.microsoft.com/graph/api/user-get>, <https://learn.microsoft.com/graph/api/user-list>,
 //! <https://learn.microsoft.com/graph/api/user-list-people>).
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 use serde_json::{Map, Value, json};
 
@@ -12,6 +14,7 @@ use super::odata::{self, Options};
 use super::only;
 use super::refusal::{Answer, Refusal, Reply};
 use super::schedule::MAILBOX_ZONE;
+use super::schema;
 use crate::Sim;
 use crate::directory::User;
 
@@ -33,18 +36,19 @@ fn everything(user: &User) -> Value {
     all
 }
 
-/// Keeps what `$select` names. Only properties that the simulator knows can be named.
-fn selected(user: &User, call: &Call) -> Result<Value, Refusal> {
-    let Some(names) = call.query("select") else { return Ok(basic(user)) };
+/// Keeps what `$select` names. What is declared and not known here is shown as unset, as it is for most people.
+fn selected(user: &User, options: &Options) -> Value {
+    let Some(names) = &options.select else { return basic(user) };
     let all = everything(user);
-    let mut kept = Map::new();
-    for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let value = all.get(name).ok_or_else(|| {
-            Refusal::bad("BadRequest", format!("Parsing OData Select and Expand failed: Could not find a property named '{name}' on type 'microsoft.graph.user'."))
-        })?;
-        kept.insert(name.to_owned(), value.clone());
-    }
-    Ok(Value::Object(kept))
+    let unset = |name: &str| match schema::property("user", name) {
+        Some(ty) if ty.starts_with('*') => json!([]),
+        _ => Value::Null,
+    };
+    names
+        .iter()
+        .map(|name| (name.clone(), all.get(name).cloned().unwrap_or_else(|| unset(name))))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn denied() -> Refusal {
@@ -74,9 +78,10 @@ pub(crate) fn user(sim: &Sim, call: &Call, name: Option<&str>) -> Answer {
     let user = found.ok_or_else(|| {
         Refusal::new(404, "Request_ResourceNotFound", format!("Resource '{}' does not exist or one of its queried reference-property objects are not present.", name.unwrap_or_default()))
     })?;
-    let mut body = selected(user, call)?;
-    let suffix = call.query("select").map(|names| format!("({names})")).unwrap_or_default();
-    body["@odata.context"] = format!("{}/$metadata#users{suffix}/$entity", call.base).into();
+    let options = Options::read(&call.query, "user")?;
+    let mut body = selected(user, &options);
+    body["@odata.context"] =
+        format!("{}/$metadata#users{}/$entity", call.base, options.context_suffix()).into();
     Ok(Reply::json(200, body))
 }
 
@@ -103,22 +108,33 @@ fn clauses(search: &str) -> Result<Vec<(String, String)>, Refusal> {
     Ok(found)
 }
 
-pub(crate) fn users(sim: &Sim, call: &Call) -> Answer {
-    only(call, &[Method::GET])?;
-    if !call.caller.has(&[
-        "User.ReadBasic.All",
-        "User.Read.All",
-        "Directory.Read.All",
-        "Directory.ReadWrite.All",
-    ]) {
-        return Err(denied());
+fn unsupported(message: &str) -> Refusal {
+    Refusal::bad("Request_UnsupportedQuery", message)
+}
+
+/// What may be asked of the list of users (<https://learn.microsoft.com/graph/aad-advanced-queries>).
+fn check_users(options: &Options, eventual: bool) -> Result<(), Refusal> {
+    if options.top.is_some_and(|top| top > 999) {
+        return Err(unsupported("Invalid page size specified: '1000'. Must be between 1 and 999 inclusive."));
     }
-    if call.query("skip").is_some() {
-        return Err(Refusal::bad("Request_BadRequest", "'$skip' is not supported by the service."));
+    // <https://learn.microsoft.com/graph/search-query-parameter>: the header is required.
+    if options.search.is_some() && !eventual {
+        return Err(unsupported(
+            "Request with $search query parameter only works through MSGraph with a special request header: 'ConsistencyLevel: eventual'",
+        ));
     }
-    let eventual =
-        call.header("consistencylevel").is_some_and(|level| level.eq_ignore_ascii_case("eventual"));
-    let count = call.query("count").is_some_and(|value| value == "true");
+    let plain = |name: &str| matches!(name, "displayName" | "userPrincipalName");
+    if !eventual
+        && !options.order.is_empty()
+        && (options.filter.is_some() || !options.order.iter().all(|order| plain(&order.path[0])))
+    {
+        return Err(unsupported("Sorting not supported for current query."));
+    }
+    Ok(())
+}
+
+/// The users a query finds, in its order.
+fn found_users(sim: &Sim, call: &Call, options: &Options) -> Result<Vec<User>, Refusal> {
     let found: Vec<User> = {
         let directory = sim.directory();
         let guest = directory.by_oid(&call.caller.oid).is_some_and(|user| user.is_guest);
@@ -128,14 +144,7 @@ pub(crate) fn users(sim: &Sim, call: &Call) -> Answer {
         directory.users.iter().filter(|user| user.tenant == call.caller.tenant).cloned().collect()
     };
     let mut found: Vec<(Value, User)> = found.into_iter().map(|user| (everything(&user), user)).collect();
-    if let Some(search) = call.query("search") {
-        // <https://learn.microsoft.com/graph/search-query-parameter>: the header is required.
-        if !eventual {
-            return Err(Refusal::bad(
-                "Request_UnsupportedQuery",
-                "Request with $search query parameter only works through MSGraph with a special request header: 'ConsistencyLevel: eventual'",
-            ));
-        }
+    if let Some(search) = &options.search {
         let clauses = clauses(search)?;
         let all = !search.contains(" OR ");
         found.retain(|(shown, _)| {
@@ -152,21 +161,68 @@ pub(crate) fn users(sim: &Sim, call: &Call) -> Answer {
             if all { clauses.iter().all(hit) } else { clauses.iter().any(hit) }
         });
     }
-    if let Some(filter) = call.query("filter") {
-        let filter =
-            odata::parse_filter(filter).map_err(|error| Refusal::bad("Request_UnsupportedQuery", error))?;
-        found.retain(|(shown, _)| odata::matches(&filter, shown));
+    if let Some(filter) = &options.filter {
+        found.retain(|(shown, _)| odata::matches(filter, shown));
     }
-    let options = Options {
-        count: count && eventual,
-        top: call.query("top").and_then(|top| top.parse().ok()),
-        ..Options::default()
-    };
-    let all = found.iter().map(|(_, user)| selected(user, call)).collect::<Result<Vec<_>, _>>()?;
-    let suffix = call.query("select").map(|names| format!("({names})")).unwrap_or_default();
-    let context = format!("{}/$metadata#users{suffix}", call.base);
+    for order in options.order.iter().rev() {
+        found.sort_by(|(left, _), (right, _)| {
+            let ordering = odata::compare(&left[&order.path[0]], &right[&order.path[0]]);
+            if order.descending { ordering.reverse() } else { ordering }
+        });
+    }
+    Ok(found.into_iter().map(|(_, user)| user).collect())
+}
+
+/// The page tokens of the directory tell a client nothing.
+fn page_token(next: usize) -> String {
+    URL_SAFE_NO_PAD.encode(format!("m~users.{next}"))
+}
+
+fn read_page_token(token: &str) -> Result<usize, Refusal> {
+    URL_SAFE_NO_PAD
+        .decode(token)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .and_then(|text| text.strip_prefix("m~users.")?.parse().ok())
+        .ok_or_else(|| {
+            Refusal::bad("Directory_ExpiredPageToken", "The specified page token value has expired.")
+        })
+}
+
+/// `GET users`, `GET users/$count`
+pub(crate) fn users(sim: &Sim, call: &Call, counted: bool) -> Answer {
+    only(call, &[Method::GET])?;
+    if !call.caller.has(&[
+        "User.ReadBasic.All",
+        "User.Read.All",
+        "Directory.Read.All",
+        "Directory.ReadWrite.All",
+    ]) {
+        return Err(denied());
+    }
+    if call.query("skip").is_some() {
+        return Err(Refusal::bad("Request_BadRequest", "'$skip' is not supported by the service."));
+    }
+    let eventual =
+        call.header("consistencylevel").is_some_and(|level| level.eq_ignore_ascii_case("eventual"));
+    let mut options = Options::read(&call.query, "user")?;
+    check_users(&options, eventual)?;
+    if counted && !eventual {
+        return Err(Refusal::bad("Request_BadRequest", "$count is not currently supported."));
+    }
+    let found = found_users(sim, call, &options)?;
+    if counted {
+        return Ok(list::plain_count(found.len()));
+    }
+    options.count &= eventual;
+    if let Some(token) = &options.skip_token {
+        options.skip = read_page_token(token)?;
+    }
+    let all = found.iter().map(|user| selected(user, &options)).collect();
+    let context = format!("{}/$metadata#users{}", call.base, options.context_suffix());
     let mut graph = sim.graph();
-    Ok(list::page(&mut graph, call, &options, 100, &context, all))
+    let name_next = |next| ("$skiptoken", page_token(next));
+    Ok(list::page_by(&mut graph, call, &options, 100, &context, all, name_next))
 }
 
 pub(crate) fn person(name: &str, email: &str, subclass: &str, rank: usize) -> Value {

@@ -1,0 +1,55 @@
+//! The directory and personal contacts.
+
+use super::*;
+
+fn names(body: &Value) -> Vec<&str> {
+    body["value"].as_array().into_iter().flatten().filter_map(|one| one["displayName"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn users_are_paged_by_a_token_that_says_nothing() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let (_, all) = ada.get("/users").await;
+    let (_, first) = ada.get("/users?$top=4").await;
+    let link = first["@odata.nextLink"].as_str().expect("a second page");
+    assert!(link.contains("$skiptoken=") && !link.contains("$skip="), "{link}");
+    let (_, second) = ada.get(link).await;
+    assert_eq!([names(&first), names(&second)].concat(), names(&all)[..8]);
+    for wrong in ["$top=0", "$top=1000", "$skip=1", "$skiptoken=4"] {
+        assert_eq!(ada.get(&format!("/users?{wrong}")).await.0, 400, "{wrong}");
+    }
+    assert_eq!(ada.get("/users?$top=999").await.0, 200);
+}
+
+#[tokio::test]
+async fn every_declared_property_of_a_user_can_be_selected_and_no_other() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let select = "$select=displayName,givenName,postalCode,identities,department,companyName,city";
+    for path in ["/me", "/users/bob@acme.example"] {
+        let (status, shown) = ada.get(&format!("{path}?{select}")).await;
+        assert_eq!(status, 200, "{shown}");
+        assert_eq!((&shown["postalCode"], &shown["identities"]), (&Value::Null, &json!([])));
+        assert!(shown.get("city").is_some() && shown.get("id").is_none(), "{shown}");
+        assert_eq!(ada.get(&format!("{path}?$select=shoeSize")).await.0, 400);
+    }
+}
+
+#[tokio::test]
+async fn users_are_counted_and_ordered_and_asked_only_for_what_they_have() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let eventual =
+        |path: &str| Client::finish(ada.request(Method::GET, path).header("consistencylevel", "eventual"));
+    assert_eq!(eventual("/users/$count").await, (StatusCode::OK, json!(9)));
+    assert_eq!(eventual("/users/$count?$filter=startswith(displayName,'Acme')").await.1, json!(2));
+    assert_eq!(ada.get("/users/$count").await.0, 400, "without ConsistencyLevel");
+    let (_, falling) = ada.get("/users?$orderby=displayName desc").await;
+    let mut expected = names(&falling);
+    expected.sort_unstable_by_key(|name| std::cmp::Reverse(name.to_lowercase()));
+    assert_eq!((names(&falling), names(&falling).len()), (expected, 9));
+    for wrong in ["$filter=shoeSize eq 'x'", "$expand=shoes", "$orderby=shoeSize", "$orderby=surname"] {
+        assert_eq!(ada.get(&format!("/users?{wrong}")).await.0, 400, "{wrong}");
+    }
+}
