@@ -16,6 +16,7 @@ pub(crate) enum Need {
     CalendarRead,
     CalendarWrite,
     ContactsRead,
+    ContactsWrite,
 }
 
 impl Need {
@@ -44,6 +45,9 @@ impl Need {
                 &["Contacts.Read", "Contacts.ReadWrite", "Contacts.Read.Shared", "Contacts.ReadWrite.Shared"],
                 &["Contacts.Read.Shared", "Contacts.ReadWrite.Shared"],
             ),
+            Self::ContactsWrite => {
+                (&["Contacts.ReadWrite", "Contacts.ReadWrite.Shared"], &["Contacts.ReadWrite.Shared"])
+            }
         }
     }
 }

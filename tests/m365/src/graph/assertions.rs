@@ -368,10 +368,11 @@ impl MailboxRef<'_> {
 
     /// A contact of the person's default folder.
     pub fn add_contact(&mut self, display_name: &str, email: &str) -> String {
-        let key = self.mailbox.key();
+        let (key, change) = (self.mailbox.key(), self.mailbox.change());
         let contact = serde_json::json!({"displayName": display_name, "emailAddresses": [{"name": display_name, "address": email}]});
-        if let Value::Object(map) = contact {
-            self.mailbox.contacts.insert(key, map);
+        if let Value::Object(props) = contact {
+            let contact = super::store::Contact { change, created: self.now, modified: self.now, props };
+            self.mailbox.contacts.insert(key, contact);
         }
         self.mailbox.id(Kind::Contact, key, Some(1))
     }

@@ -108,6 +108,15 @@ pub(crate) struct Calendar {
     pub(crate) default: bool,
 }
 
+/// A contact: its writable properties as they were sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Contact {
+    pub(crate) change: u64,
+    pub(crate) created: DateTime<Utc>,
+    pub(crate) modified: DateTime<Utc>,
+    pub(crate) props: Map<String, Value>,
+}
+
 /// A change that subscriptions may want to hear of.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
@@ -129,7 +138,7 @@ pub(crate) struct Mailbox {
     pub(crate) messages: HashMap<u64, Message>,
     pub(crate) calendars: Vec<Calendar>,
     pub(crate) events: BTreeMap<u64, Event>,
-    pub(crate) contacts: BTreeMap<u64, Map<String, Value>>,
+    pub(crate) contacts: BTreeMap<u64, Contact>,
     pub(crate) people: Vec<Value>,
     pub(crate) changes: Vec<Change>,
     next: u64,

@@ -53,3 +53,41 @@ async fn users_are_counted_and_ordered_and_asked_only_for_what_they_have() {
         assert_eq!(ada.get(&format!("/users?{wrong}")).await.0, 400, "{wrong}");
     }
 }
+
+#[tokio::test]
+async fn a_contact_is_made_changed_and_deleted_with_the_scope_to_write() {
+    let running = running().await;
+    running.sim.clock().freeze(true);
+    let scopes = [OWN, &["Contacts.ReadWrite"]].concat();
+    let ada = Client::new(&running, ADA, &scopes);
+    let sample = json!({"givenName": "Pavel", "surname": "Bansky", "businessPhones": ["+1 732 555 0102"],
+        "emailAddresses": [{"address": "pavelb@contoso.onmicrosoft.com", "name": "Pavel Bansky"}]});
+    let (status, made) = ada.post("/me/contacts", &sample).await;
+    assert_eq!((status.as_u16(), made["displayName"].as_str()), (201, Some("Pavel Bansky")), "{made}");
+    let year = running.sim.now().format("%Y-").to_string();
+    assert!(made["createdDateTime"].as_str().is_some_and(|at| at.starts_with(&year)), "{made}");
+    running.sim.clock().advance(TimeDelta::minutes(5));
+    let path = format!("/me/contacts/{}", id(&made));
+    let home =
+        json!({"homeAddress": {"street": "123 Some street", "city": "Seattle"}, "birthday": "1974-07-22"});
+    let reader = Client::new(&running, ADA, OWN);
+    assert_eq!(reader.patch(&path, &home).await.0, 403);
+    assert_eq!(reader.bare(Method::DELETE, &path).await.0, 403);
+    let (status, changed) = ada.patch(&path, &home).await;
+    assert_eq!(
+        (status.as_u16(), changed["homeAddress"]["city"].as_str(), changed["birthday"].as_str()),
+        (200, Some("Seattle"), Some("1974-07-22T00:00:00Z"))
+    );
+    assert_eq!(changed["createdDateTime"], made["createdDateTime"]);
+    assert_ne!(changed["lastModifiedDateTime"], made["lastModifiedDateTime"]);
+    assert_ne!(changed["changeKey"], made["changeKey"]);
+    assert_eq!(ada.patch(&path, &json!({"shoeSize": 44})).await.0, 400);
+    let (_, chosen) = reader.get(&format!("{path}?$select=surname")).await;
+    assert!(chosen["surname"] == "Bansky" && chosen.get("givenName").is_none(), "{chosen}");
+    assert_eq!(reader.get(&format!("{path}?$select=shoeSize")).await.0, 400);
+    assert_eq!(reader.get("/me/contacts/$count").await, (StatusCode::OK, json!(1)));
+    assert_eq!(ada.bare(Method::POST, &path).await.0, 405);
+    assert_eq!(ada.post("/me/contactFolders", &json!({"displayName": "x"})).await.0, 405);
+    assert_eq!(ada.bare(Method::DELETE, &path).await.0, 204);
+    assert_eq!(ada.get(&path).await.0, 404);
+}
