@@ -148,7 +148,8 @@ fn create(call: &Call, mailbox: &mut Mailbox, parent: u64) -> Result<u64, Refusa
         ));
     }
     let search = if let Some(filter) = map.get("filterQuery").and_then(Value::as_str) {
-        odata::parse_filter(filter).map_err(|error| Refusal::bad("ErrorInvalidUrlQueryFilter", error))?;
+        odata::checked_filter(filter, "message")
+            .map_err(|refusal| Refusal::bad("ErrorInvalidUrlQueryFilter", refusal.message))?;
         let mut sources = Vec::new();
         for id in super::compose::strings(map.get("sourceFolderIds").unwrap_or(&Value::Null)) {
             sources.push(find(

@@ -102,7 +102,7 @@ pub(crate) fn sources(mailbox: &Mailbox, scope: Scope) -> (Vec<u64>, Option<Filt
         Scope::All => (mailbox.folders.keys().copied().collect(), None),
         Scope::Folder(key) => match mailbox.folders.get(&key).and_then(|folder| folder.search.as_ref()) {
             None => (vec![key], None),
-            Some(search) => (search.sources.clone(), odata::parse_filter(&search.filter).ok()),
+            Some(search) => (search.sources.clone(), odata::checked_filter(&search.filter, "message").ok()),
         },
     }
 }

@@ -83,6 +83,13 @@ pub(crate) fn parse_filter(text: &str) -> Result<Filter, String> {
     parse::filter(text)
 }
 
+/// A filter on `kind`: every name declared and in its declared spelling, every literal of the right type.
+pub(crate) fn checked_filter(text: &str, kind: &str) -> Result<Filter, Refusal> {
+    let mut filter = parse::filter(text).map_err(|error| Refusal::bad("BadRequest", error))?;
+    check(&mut filter, kind, None)?;
+    Ok(filter)
+}
+
 impl Options {
     /// Reads the options of `query`; names that are no `OData` option and not among `also` are ignored, as the service
     /// ignores unknown custom options without `$`.
@@ -94,9 +101,9 @@ impl Options {
                 "select" => {
                     let mut names = Vec::new();
                     for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-                        let path: Vec<String> = name.split('/').map(str::to_owned).collect();
-                        schema::path(kind, &path).map_err(|error| select_expand(&error))?;
-                        names.push(path[0].clone());
+                        let mut path: Vec<String> = name.split('/').map(str::to_owned).collect();
+                        schema::path(kind, &mut path).map_err(|error| select_expand(&error))?;
+                        names.push(path.swap_remove(0));
                     }
                     options.select = Some(names);
                 }
@@ -112,14 +119,12 @@ impl Options {
                     }
                 }
                 "filter" => {
-                    let filter = parse::filter(value).map_err(|error| Refusal::bad("BadRequest", error))?;
-                    check(&filter, kind, None)?;
-                    options.filter = Some(filter);
+                    options.filter = Some(checked_filter(value, kind)?);
                 }
                 "orderby" => {
                     options.order = parse::order(value).map_err(|error| Refusal::bad("BadRequest", error))?;
-                    for order in &options.order {
-                        schema::path(kind, &order.path)
+                    for order in &mut options.order {
+                        schema::path(kind, &mut order.path)
                             .map_err(|error| Refusal::bad("RequestBroker--ParseUri", error))?;
                     }
                 }
@@ -171,11 +176,11 @@ fn number(name: &str, value: &str, least: usize, most: usize) -> Result<usize, R
 }
 
 /// Every path of a filter must be declared; an unknown one is `RequestBroker--ParseUri` (seen in wslyvh/paperweight#1).
-fn check(filter: &Filter, kind: &str, variable: Option<(&str, &str)>) -> Result<(), Refusal> {
-    let path = |path: &[String]| {
+fn check(filter: &mut Filter, kind: &str, variable: Option<(&str, &str)>) -> Result<(), Refusal> {
+    let path = |path: &mut [String]| {
         let parsed = match variable {
             Some((name, item)) if path.first().is_some_and(|first| first == name) => {
-                schema::path(item, &path[1..])
+                schema::path(item, &mut path[1..])
             }
             _ => schema::path(kind, path),
         };
@@ -187,22 +192,81 @@ fn check(filter: &Filter, kind: &str, variable: Option<(&str, &str)>) -> Result<
             check(right, kind, variable)
         }
         Filter::Not(inner) => check(inner, kind, variable),
-        Filter::Compare(at, _, _) | Filter::Call(_, at, _) | Filter::Flag(at) => path(at),
+        Filter::Compare(at, operator, literal) => {
+            let ty = path(at)?;
+            // The value of an extended property is text, and compared as a number through `cast`.
+            let cast = variable.is_some_and(|(_, item)| item.ends_with("LegacyExtendedProperty"));
+            if fits(&ty, literal) || cast { Ok(()) } else { Err(incompatible(&ty, *operator, literal)) }
+        }
+        Filter::Call(name, at, _) => {
+            let ty = path(at)?;
+            if ty == "Edm.String" {
+                Ok(())
+            } else {
+                Err(Refusal::bad(
+                    "BadRequest",
+                    format!(
+                        "Invalid filter clause: No function signature for the function with name '{name}' matches the specified arguments."
+                    ),
+                ))
+            }
+        }
+        Filter::Flag(at) => {
+            if path(at)? == "Edm.Boolean" {
+                Ok(())
+            } else {
+                Err(Refusal::bad(
+                    "BadRequest",
+                    "Invalid filter clause: The $filter expression must evaluate to a single boolean value.",
+                ))
+            }
+        }
         Filter::Lambda { path: at, variable, body, .. } => {
-            path(at)?;
-            let last = at.last().map_or("", String::as_str);
-            let item = schema::property(kind, last)
-                .or_else(|| schema::navigation(kind, last))
-                .unwrap_or_default()
-                .trim_start_matches('*')
-                .trim_end_matches('!');
+            let item = path(at)?;
             match body {
                 // A collection of plain strings (`categories/any(c: c eq 'x')`) has no properties to check.
-                Some(body) if !item.starts_with("Edm.") => check(body, kind, Some((variable, item))),
+                Some(body) if !item.starts_with("Edm.") => check(body, kind, Some((variable, &item))),
                 _ => Ok(()),
             }
         }
     }
+}
+
+/// Whether a literal can be compared with a property of this type.
+fn fits(ty: &str, literal: &Literal) -> bool {
+    match literal {
+        Literal::Null => true,
+        Literal::Bool(_) => ty == "Edm.Boolean",
+        Literal::Number(_) => {
+            matches!(ty, "Edm.Int32" | "Edm.Int64" | "Edm.Double" | "Edm.Single" | "Edm.Decimal")
+        }
+        Literal::Instant(_) => matches!(ty, "Edm.DateTimeOffset" | "Edm.Date"),
+        Literal::Text(_) => matches!(ty, "Edm.String" | "Edm.Binary" | "Edm.Guid") || schema::is_enum(ty),
+    }
+}
+
+fn incompatible(ty: &str, operator: Operator, literal: &Literal) -> Refusal {
+    let given = match literal {
+        Literal::Null => "<null>",
+        Literal::Bool(_) => "Edm.Boolean",
+        Literal::Number(_) => "Edm.Int32",
+        Literal::Instant(_) => "Edm.DateTimeOffset",
+        Literal::Text(_) => "Edm.String",
+    };
+    let kind = match operator {
+        Operator::Eq => "Equal",
+        Operator::Ne => "NotEqual",
+        Operator::Gt => "GreaterThan",
+        Operator::Ge => "GreaterThanOrEqual",
+        Operator::Lt => "LessThan",
+        Operator::Le => "LessThanOrEqual",
+    };
+    Refusal::bad(
+        "BadRequest",
+        format!(
+            "Invalid filter clause: A binary operator with incompatible types was detected. Found operand types '{ty}' and '{given}' for operator kind '{kind}'."
+        ),
+    )
 }
 
 /// The conjuncts of a filter, in the order they were written.

@@ -47,16 +47,34 @@ pub(crate) fn navigation(kind: &str, name: &str) -> Option<&'static str> {
     found.base.as_deref().and_then(|base| navigation(base, name))
 }
 
-/// Resolves a property path of a query option: every step must be declared.
-pub(crate) fn path(kind: &str, path: &[String]) -> Result<(), String> {
+/// The declared name and type behind a name in a query option: those are matched without case.
+fn spelt(kind: &str, name: &str) -> Option<(&'static str, &'static str)> {
+    let found = SCHEMA.types.get(kind)?;
+    found
+        .props
+        .iter()
+        .chain(&found.navs)
+        .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        .map(|(known, ty)| (known.as_str(), ty.as_str()))
+        .or_else(|| found.base.as_deref().and_then(|base| spelt(base, name)))
+}
+
+/// Resolves a property path of a query option: every step must be declared, and gets its declared spelling. Gives the
+/// type of the last step.
+pub(crate) fn path(kind: &str, path: &mut [String]) -> Result<String, String> {
     let mut at = kind.to_owned();
     for step in path {
-        let Some(ty) = property(&at, step).or_else(|| navigation(&at, step)) else {
+        let Some((known, ty)) = spelt(&at, step) else {
             return Err(format!("Could not find a property named '{step}' on type 'microsoft.graph.{at}'."));
         };
+        known.clone_into(step);
         ty.trim_start_matches('*').trim_end_matches('!').clone_into(&mut at);
     }
-    Ok(())
+    Ok(at)
+}
+
+pub(crate) fn is_enum(kind: &str) -> bool {
+    SCHEMA.enums.contains_key(kind)
 }
 
 fn derives(kind: &str, from: &str) -> bool {

@@ -110,3 +110,39 @@ async fn lists_page_to_the_end_and_folders_hide_what_is_hidden() {
         "{made}"
     );
 }
+
+#[tokio::test]
+async fn names_and_words_of_a_query_are_read_without_case_and_literals_have_a_type() {
+    let running = running().await;
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "one", "b"));
+    running.sim.deliver(ADA, NewMessage::new("z@y.example", "two", "b"));
+    let ada = Client::new(&running, ADA, OWN);
+    let count = async |filter: &str| {
+        let (status, found) = ada.get(&format!("/me/mailFolders/inbox/messages?$filter={filter}")).await;
+        assert_eq!(status, 200, "{filter}: {found}");
+        found["value"].as_array().map(Vec::len)
+    };
+    for (filter, expected) in [
+        ("ReceivedDateTime GE 2017-04-01 AND Subject Eq 'one'", 1),
+        ("NOT(subject eq 'one')", 1),
+        ("subject in ('one','two','three')", 2),
+        ("(from/emailAddress/address) eq 'x@y.example'", 1),
+        ("From/EmailAddress/Address eq 'x@y.example' OR Importance eq 'high'", 1),
+    ] {
+        assert_eq!(count(filter).await, Some(expected), "{filter}");
+    }
+    let (_, chosen) = ada.get("/me/messages?$select=Subject&$orderby=ReceivedDateTime DESC").await;
+    assert!(chosen["value"][0]["subject"].is_string() && chosen["value"][0].get("Subject").is_none());
+    for wrong in [
+        "isRead eq 'abc'",
+        "receivedDateTime ge 'x'",
+        "receivedDateTime ge '2017-04-01T00:00:00Z'",
+        "hasAttachments eq 5",
+        "subject eq true",
+        "contains(isRead,'x')",
+        "subject",
+    ] {
+        let (status, answer) = ada.get(&format!("/me/messages?$filter={wrong}")).await;
+        assert_eq!((status.as_u16(), code(&answer)), (400, "BadRequest"), "{wrong}");
+    }
+}

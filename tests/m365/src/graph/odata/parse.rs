@@ -115,7 +115,7 @@ impl Parser<'_> {
     }
 
     fn keyword(&mut self, word: &str) -> bool {
-        let found = matches!(self.peek(), Some(Token::Word(found)) if found == word);
+        let found = matches!(self.peek(), Some(Token::Word(found)) if found.eq_ignore_ascii_case(word));
         self.at += usize::from(found);
         found
     }
@@ -152,7 +152,8 @@ impl Parser<'_> {
         if self.take(&Token::Open) {
             let inner = self.or()?;
             self.expect(&Token::Close)?;
-            return Ok(inner);
+            // Brackets may stand around a path alone: `(from/emailAddress/address) eq 'x'`.
+            return if let Filter::Flag(path) = inner { self.comparison(path) } else { Ok(inner) };
         }
         let word = self.word()?;
         let path = if word == "cast" && self.peek() == Some(&Token::Open) {
@@ -162,20 +163,39 @@ impl Parser<'_> {
         } else {
             path(&word)
         };
-        let operator = match self.peek() {
-            Some(Token::Word(word)) => match word.as_str() {
-                "eq" => Operator::Eq,
-                "ne" => Operator::Ne,
-                "gt" => Operator::Gt,
-                "ge" => Operator::Ge,
-                "lt" => Operator::Lt,
-                "le" => Operator::Le,
-                _ => return Ok(Filter::Flag(path)),
-            },
+        self.comparison(path)
+    }
+
+    /// What may follow a path: an operator and a literal, a list of literals, nothing.
+    fn comparison(&mut self, path: Vec<String>) -> Result<Filter, String> {
+        let Some(Token::Word(word)) = self.peek() else { return Ok(Filter::Flag(path)) };
+        let operator = match word.to_ascii_lowercase().as_str() {
+            "eq" => Operator::Eq,
+            "ne" => Operator::Ne,
+            "gt" => Operator::Gt,
+            "ge" => Operator::Ge,
+            "lt" => Operator::Lt,
+            "le" => Operator::Le,
+            "in" => {
+                self.at += 1;
+                return self.members(&path);
+            }
             _ => return Ok(Filter::Flag(path)),
         };
         self.at += 1;
         Ok(Filter::Compare(path, operator, self.literal()?))
+    }
+
+    /// `in ('a','b')` is a chain of `or`.
+    fn members(&mut self, path: &[String]) -> Result<Filter, String> {
+        self.expect(&Token::Open)?;
+        let mut found = Filter::Compare(path.to_vec(), Operator::Eq, self.literal()?);
+        while self.take(&Token::Comma) {
+            let next = Filter::Compare(path.to_vec(), Operator::Eq, self.literal()?);
+            found = Filter::Or(Box::new(found), Box::new(next));
+        }
+        self.expect(&Token::Close)?;
+        Ok(found)
     }
 
     /// `cast(ep/value, Edm.Int32)`: how numeric extended properties are compared.
@@ -204,7 +224,7 @@ impl Parser<'_> {
             return Ok(Filter::Lambda { path: steps, all, variable, body: Some(Box::new(body)) });
         }
         if !steps.is_empty()
-            || !matches!(name.as_str(), "contains" | "startswith" | "startsWith" | "endswith" | "endsWith")
+            || !matches!(name.to_ascii_lowercase().as_str(), "contains" | "startswith" | "endswith")
         {
             return Err(format!(
                 "An unknown function with name '{word}' was found. This may also be a function import or a key lookup on a navigation property, which is not allowed."
@@ -268,8 +288,9 @@ pub(super) fn order(input: &str) -> Result<Vec<Order>, String> {
             let mut words = part.split_whitespace();
             let name = words.next().ok_or_else(|| format!("Syntax error at position 0 in '{input}'."))?;
             let descending = match words.next() {
-                None | Some("asc") => false,
-                Some("desc") => true,
+                None => false,
+                Some(word) if word.eq_ignore_ascii_case("asc") => false,
+                Some(word) if word.eq_ignore_ascii_case("desc") => true,
                 Some(_) => return Err(format!("Syntax error at position {} in '{input}'.", name.len() + 1)),
             };
             if words.next().is_some() {
@@ -351,6 +372,8 @@ mod tests {
             "start/dateTime ge '2026-01-01T00:00:00' and contains(subject,'x')",
             "subject eq 'it''s' or not (isRead eq true)",
             "emailAddresses/any(a:a/address eq 'x@y')",
+            "isRead EQ true AND NOT(importance in ('low','high'))",
+            "(from/emailAddress/address) eq 'x@y' and startsWith(subject,'x')",
             "singleValueExtendedProperties/any(ep:ep/id eq 'Integer {g} Name N' and cast(ep/value, Edm.Int32) gt 7)",
         ] {
             filter(text).unwrap_or_else(|error| panic!("{text}: {error}"));
