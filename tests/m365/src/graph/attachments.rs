@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::access::Entry;
 use super::call::{Call, Segment};
-use super::ids::{ItemId, Kind};
+use super::ids::{ItemId, Kind, in_context};
 use super::mail::{self, Scope};
 use super::message::{Attachment, AttachmentContent, Message, View, stamp};
 use super::odata::{self, Options};
@@ -102,9 +102,10 @@ pub(crate) fn show(view: &View<'_>, attachment: &Attachment, content: bool) -> V
 
 fn context(call: &Call, entry: &Entry, message: &str, options: &Options) -> String {
     format!(
-        "{}/$metadata#users('{}')/messages('{message}')/attachments{}",
+        "{}/$metadata#users('{}')/messages('{}')/attachments{}",
         call.base,
         entry.owner.oid,
+        in_context(message),
         options.context_suffix()
     )
 }

@@ -20,16 +20,20 @@ use crate::Sim;
 pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> Answer {
     let segments = &call.segments[at..];
     let last = segments.last().map_or("", |segment| segment.name.as_str());
+    let need = if call.method == Method::GET { Need::CalendarBasic } else { Need::CalendarWrite };
     // Reading free and busy times is a POST, and needs no more than reading.
-    let need = if call.method == Method::GET || last == "getschedule" {
-        Need::CalendarRead
-    } else {
-        Need::CalendarWrite
-    };
     if last == "getschedule" {
         return schedule::get_schedule(sim, call, owner);
     }
     let entry = access::enter(sim, &call.caller, owner, need)?;
+    if entry.basic {
+        access::check_basic(call)?;
+        return dispatch(sim, call, &entry, need, segments).map(access::only_basic);
+    }
+    dispatch(sim, call, &entry, need, segments)
+}
+
+fn dispatch(sim: &Sim, call: &Call, entry: &Entry, need: Need, segments: &[Segment]) -> Answer {
     let mut graph = sim.graph();
     let address = graph.ensure(&entry.owner).address.clone();
     if !entry.right.full_access {
@@ -54,7 +58,7 @@ pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> 
     let (calendar, rest) = match segments[0].name.as_str() {
         "calendar" => (Some(mailbox.default_calendar()), &segments[1..]),
         "calendars" => match &segments[1..] {
-            [] => return calendars(&mut graph, call, &entry),
+            [] => return calendars(&mut graph, call, entry),
             [id, rest @ ..] => {
                 let parsed = ItemId::parse(&id.raw)
                     .filter(|id| id.kind == Kind::Calendar)
@@ -67,36 +71,43 @@ pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> 
     };
     match rest {
         [] => {
-            only(call, &[Method::GET])?;
+            only(call, &[Method::GET, Method::PATCH, Method::DELETE])?;
             let options = Options::read(&call.query, "calendar")?;
+            if call.method != Method::GET {
+                change_calendar(mailbox, call, calendar.unwrap_or_default())?;
+            }
+            if call.method == Method::DELETE {
+                return Ok(Reply::empty(204));
+            }
             let calendar = mailbox
                 .calendars
                 .iter()
                 .find(|one| Some(one.key) == calendar)
                 .ok_or_else(Refusal::not_found)?;
-            let mut shown = show_calendar(mailbox, calendar, &entry);
+            let mut shown = show_calendar(mailbox, calendar, entry);
             shown = folders::select(shown, &options, &["id"]);
-            shown["@odata.context"] =
-                format!("{}/$metadata#users('{}')/calendar/$entity", call.base, entry.owner.oid).into();
+            shown["@odata.context"] = calendar_context(call, entry, &options);
             Ok(Reply::json(200, shown))
         }
-        [step] if step.name == "calendarview" => {
-            event_list::calendar_view(&mut graph, call, &entry, calendar)
-        }
+        [step] if step.name == "calendarview" => event_list::calendar_view(&mut graph, call, entry, calendar),
         [first, step] if first.name == "calendarview" && step.name == "delta" => {
             Err(Refusal::unsupported("event: delta"))
         }
         [step] if step.name == "events" => match call.method {
-            Method::GET => event_list::events(&mut graph, call, &entry, calendar),
+            Method::GET => event_list::events(&mut graph, call, entry, calendar),
             Method::POST => {
                 drop(graph);
-                event_write::create(sim, call, &entry, calendar)
+                event_write::create(sim, call, entry, calendar)
             }
             _ => Err(Refusal::method()),
         },
+        [step, last] if step.name == "events" && last.name == "$count" => {
+            only(call, &[Method::GET])?;
+            event_list::count(&mut graph, call, entry, calendar)
+        }
         [step, id, rest @ ..] if step.name == "events" => {
             drop(graph);
-            event(sim, call, &entry, id, rest)
+            event(sim, call, entry, id, rest)
         }
         [step, ..] => Err(Refusal::no_segment(&step.raw)),
     }
@@ -233,6 +244,42 @@ fn show_calendar(mailbox: &Mailbox, calendar: &Calendar, entry: &Entry) -> Value
     })
 }
 
+fn calendar_context(call: &Call, entry: &Entry, options: &Options) -> Value {
+    format!(
+        "{}/$metadata#users('{}')/calendars{}/$entity",
+        call.base,
+        entry.owner.oid,
+        options.context_suffix()
+    )
+    .into()
+}
+
+/// <https://learn.microsoft.com/graph/api/calendar-update>, <https://learn.microsoft.com/graph/api/calendar-delete>
+fn change_calendar(mailbox: &mut Mailbox, call: &Call, key: u64) -> Result<(), Refusal> {
+    let calendar = mailbox.calendars.iter_mut().find(|one| one.key == key).ok_or_else(Refusal::not_found)?;
+    if call.method == Method::PATCH {
+        call.wants_json()?;
+        let mut map = schema::object(&call.body)?;
+        schema::entity("calendar", &mut map)?;
+        if let Some(name) = map.get("name").and_then(Value::as_str) {
+            name.clone_into(&mut calendar.name);
+        }
+        return Ok(());
+    }
+    if calendar.default {
+        return Err(Refusal::bad("ErrorCannotDeleteObject", "The default calendar can't be deleted."));
+    }
+    mailbox.calendars.retain(|one| one.key != key);
+    let inside: Vec<u64> =
+        mailbox.events.values().filter(|event| event.calendar == key).map(|event| event.key).collect();
+    for event in inside {
+        if let Some(event) = mailbox.events.get_mut(&event) {
+            event.deleted = true;
+        }
+    }
+    Ok(())
+}
+
 fn calendars(graph: &mut GraphState, call: &Call, entry: &Entry) -> Answer {
     only(call, &[Method::GET, Method::POST])?;
     let mailbox = graph.ensure(&entry.owner);
@@ -244,7 +291,9 @@ fn calendars(graph: &mut GraphState, call: &Call, entry: &Entry) -> Answer {
         let name = map.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         mailbox.calendars.push(Calendar { key, name, default: false });
         let calendar = mailbox.calendars.last().ok_or_else(Refusal::not_found)?;
-        return Ok(Reply::json(201, show_calendar(mailbox, calendar, entry)));
+        let mut shown = show_calendar(mailbox, calendar, entry);
+        shown["@odata.context"] = calendar_context(call, entry, &Options::default());
+        return Ok(Reply::json(201, shown));
     }
     let options = Options::read(&call.query, "calendar")?;
     let all = mailbox
@@ -252,7 +301,8 @@ fn calendars(graph: &mut GraphState, call: &Call, entry: &Entry) -> Answer {
         .iter()
         .map(|one| folders::select(show_calendar(mailbox, one, entry), &options, &["id"]))
         .collect();
-    let context = format!("{}/$metadata#users('{}')/calendars", call.base, entry.owner.oid);
+    let context =
+        format!("{}/$metadata#users('{}')/calendars{}", call.base, entry.owner.oid, options.context_suffix());
     Ok(list::page(graph, call, &options, 10, &context, all))
 }
 

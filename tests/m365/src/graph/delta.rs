@@ -234,7 +234,7 @@ pub(crate) fn messages(sim: &Sim, call: &Call, entry: &Entry, folder: u64) -> An
     let link = call.link(&[(token.to_owned(), link.token())]);
     let link = list::foreign(&graph, link);
     let mut body = json!({
-        "@odata.context": format!("{}/$metadata#Collection(microsoft.graph.message)", call.base),
+        "@odata.context": format!("{}/$metadata#Collection(message)", call.base),
         "value": value,
     });
     body[name] = link.into();

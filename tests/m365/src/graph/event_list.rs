@@ -9,6 +9,7 @@ use super::access::Entry;
 use super::calendar::{find, shown};
 use super::call::{Call, Segment};
 use super::event_view::EventView;
+use super::ids::{ItemId, in_context};
 use super::odata::{self, Options};
 use super::refusal::{Answer, Refusal};
 use super::state::GraphState;
@@ -153,11 +154,16 @@ fn arrange<'a>(
         .collect()
 }
 
-/// <https://learn.microsoft.com/graph/api/user-list-events>
-pub(crate) fn events(graph: &mut GraphState, call: &Call, entry: &Entry, calendar: Option<u64>) -> Answer {
-    let options = Options::read(&call.query, "event")?;
-    refuse_search(&options)?;
-    list::check_order(&options)?;
+/// The events of a calendar that a query finds, as it wants them shown.
+fn listed(
+    graph: &mut GraphState,
+    call: &Call,
+    entry: &Entry,
+    calendar: Option<u64>,
+    options: &Options,
+) -> Result<Vec<Value>, Refusal> {
+    refuse_search(options)?;
+    list::check_order(options)?;
     let mailbox = graph.ensure(&entry.owner);
     let calendar = calendar.unwrap_or_else(|| mailbox.default_calendar());
     let mut found: Vec<(&Event, Option<Occurrence>)> = mailbox
@@ -168,9 +174,36 @@ pub(crate) fn events(graph: &mut GraphState, call: &Call, entry: &Entry, calenda
         .collect();
     // The order without $orderby is not documented; the newest first is what is seen.
     found.sort_by_key(|(event, _)| std::cmp::Reverse(event.created));
-    let all = arrange(mailbox, call, &options, found);
-    let context = context(call, entry, "events", &options);
+    Ok(arrange(mailbox, call, options, found))
+}
+
+/// <https://learn.microsoft.com/graph/api/user-list-events>
+pub(crate) fn events(graph: &mut GraphState, call: &Call, entry: &Entry, calendar: Option<u64>) -> Answer {
+    let options = Options::read(&call.query, "event")?;
+    let all = listed(graph, call, entry, calendar, &options)?;
+    let context = context(call, entry, &place(graph, call, entry, "events"), &options);
     Ok(list::page(graph, call, &options, 10, &context, all))
+}
+
+pub(crate) fn count(graph: &mut GraphState, call: &Call, entry: &Entry, calendar: Option<u64>) -> Answer {
+    let options = Options::read(&call.query, "event")?;
+    Ok(list::plain_count(listed(graph, call, entry, calendar, &options)?.len()))
+}
+
+/// Where a list was asked for: `calendar/events` is not `events` in a context.
+fn place(graph: &mut GraphState, call: &Call, entry: &Entry, what: &str) -> String {
+    let at =
+        call.segments.iter().position(|segment| matches!(segment.name.as_str(), "calendar" | "calendars"));
+    match at {
+        Some(at) if call.segments[at].name == "calendar" => format!("calendar/{what}"),
+        Some(at) => {
+            let raw = call.segments.get(at + 1).map_or("", |id| id.raw.as_str());
+            let mailbox = graph.ensure(&entry.owner);
+            let key = ItemId::parse(raw).map_or_else(|| mailbox.default_calendar(), |id| id.key);
+            format!("calendars('{}')/{what}", in_context(&mailbox.calendar_id(key)))
+        }
+        None => what.to_owned(),
+    }
 }
 
 /// `$search` is not documented for events.
@@ -247,7 +280,7 @@ pub(crate) fn calendar_view(
     }
     found.sort_by_key(|(event, occurrence)| occurrence.map_or(event.start, |(_, start, _)| start));
     let all = arrange(mailbox, call, &options, found);
-    let context = context(call, entry, "calendarView", &options);
+    let context = context(call, entry, &place(graph, call, entry, "calendarView"), &options);
     Ok(list::page(graph, call, &options, 10, &context, all))
 }
 

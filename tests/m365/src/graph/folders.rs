@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::access::Entry;
 use super::call::{Call, Segment};
-use super::ids::{ItemId, Kind};
+use super::ids::{ItemId, Kind, in_context};
 use super::list;
 use super::mail::Scope;
 use super::odata::{self, Options};
@@ -83,7 +83,8 @@ pub(crate) fn select(all: Value, options: &Options, always: &[&str]) -> Value {
 }
 
 fn context(call: &Call, entry: &Entry, mailbox: &Mailbox, parent: Option<u64>, options: &Options) -> String {
-    let place = parent.map_or_else(String::new, |key| format!("('{}')/childFolders", mailbox.folder_id(key)));
+    let place = parent
+        .map_or_else(String::new, |key| format!("('{}')/childFolders", in_context(&mailbox.folder_id(key))));
     format!(
         "{}/$metadata#users('{}')/mailFolders{place}{}",
         call.base,

@@ -31,6 +31,11 @@ pub(crate) struct ItemId {
 const DEFAULT: [u8; 4] = [0x00, 0x03, 0x24, 0x00];
 const IMMUTABLE: [u8; 4] = [0x00, 0x09, 0x00, 0x2e];
 
+/// An id inside an `@odata.context` is percent-encoded.
+pub(crate) fn in_context(id: &str) -> String {
+    id.replace('=', "%3D")
+}
+
 impl ItemId {
     pub(crate) fn text(&self) -> String {
         let mut bytes = Vec::with_capacity(72);

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::access::Entry;
 use super::call::Call;
+use super::ids::in_context;
 use super::mail::{Scope, check_expand, show};
 use super::message::View;
 use super::odata::{self, Filter, Literal, Lookup, Operator, Options};
@@ -216,7 +217,7 @@ pub(crate) fn messages(sim: &Sim, call: &Call, entry: &Entry, scope: Scope) -> A
         .collect();
     let place = match scope {
         Scope::All => String::new(),
-        Scope::Folder(key) => format!("/mailFolders('{}')", mailbox.folder_id(key)),
+        Scope::Folder(key) => format!("/mailFolders('{}')", in_context(&mailbox.folder_id(key))),
     };
     let mut body = Map::new();
     body.insert(

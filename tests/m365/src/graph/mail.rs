@@ -28,23 +28,35 @@ pub(crate) enum Scope {
 pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> Answer {
     let need = match (&call.method, call.names().last().copied()) {
         (_, Some("send" | "reply" | "replyall" | "forward")) => Need::MailSend,
-        (&Method::GET, _) => Need::MailRead,
+        // "Mail.ReadBasic" is the least for messages and folders, not for what hangs on a message.
+        (&Method::GET, _) if call.names().iter().any(|name| matches!(*name, "attachments" | "$value")) => {
+            Need::MailRead
+        }
+        (&Method::GET, _) => Need::MailBasic,
         _ => Need::MailWrite,
     };
     let entry = access::enter(sim, &call.caller, owner, need)?;
     sim.graph().ensure(&entry.owner);
+    if entry.basic {
+        access::check_basic(call)?;
+        return dispatch(sim, call, &entry, at).map(access::only_basic);
+    }
+    dispatch(sim, call, &entry, at)
+}
+
+fn dispatch(sim: &Sim, call: &Call, entry: &Entry, at: usize) -> Answer {
     let segments = &call.segments[at..];
     if segments[0].name == "messages" {
-        return messages(sim, call, &entry, Scope::All, &segments[1..]);
+        return messages(sim, call, entry, Scope::All, &segments[1..]);
     }
     // mailFolders/{id}/childFolders/{id}/…/messages/…
     let mut rest = &segments[1..];
     let mut folder = None;
     loop {
         match rest {
-            [] => return folders::collection(sim, call, &entry, folder),
-            [step] if step.name == "delta" && folder.is_none() => return folders::delta(sim, call, &entry),
-            [step] if step.name == "$count" => return folders::count(sim, call, &entry, folder),
+            [] => return folders::collection(sim, call, entry, folder),
+            [step] if step.name == "delta" && folder.is_none() => return folders::delta(sim, call, entry),
+            [step] if step.name == "$count" => return folders::count(sim, call, entry, folder),
             [id, tail @ ..] => {
                 let key = {
                     let mut graph = sim.graph();
@@ -52,13 +64,13 @@ pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> 
                 };
                 folder = Some(key);
                 match tail {
-                    [] => return folders::one(sim, call, &entry, key),
+                    [] => return folders::one(sim, call, entry, key),
                     [step, tail @ ..] if step.name == "messages" => {
-                        return messages(sim, call, &entry, Scope::Folder(key), tail);
+                        return messages(sim, call, entry, Scope::Folder(key), tail);
                     }
                     [step, tail @ ..] if step.name == "childfolders" => rest = tail,
                     [step] if matches!(step.name.as_str(), "move" | "copy") => {
-                        return folders::relocate(sim, call, &entry, key, &step.name);
+                        return folders::relocate(sim, call, entry, key, &step.name);
                     }
                     [step, ..] => return Err(Refusal::no_segment(&step.raw)),
                 }

@@ -51,7 +51,7 @@ pub(crate) fn relocate(
 /// <https://learn.microsoft.com/graph/api/user-translateexchangeids>: at most 1,000 ids; only the two REST formats.
 pub(crate) fn translate(sim: &Sim, call: &Call, owner: Option<&str>) -> Answer {
     only(call, &[Method::POST])?;
-    let entry = access::enter(sim, &call.caller, owner, Need::MailRead)?;
+    let entry = access::enter(sim, &call.caller, owner, Need::TranslateIds)?;
     let declared =
         [("InputIds", "*Edm.String"), ("TargetIdType", "Edm.String"), ("SourceIdType", "Edm.String")];
     let parameters = schema::parameters("translateExchangeIds", &declared, &call.body)?;

@@ -175,3 +175,37 @@ async fn people_are_found_by_the_rules_of_each_directory() {
         "{found}"
     );
 }
+
+#[tokio::test]
+async fn events_are_counted_and_a_list_says_which_calendar_it_is_of() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    ada.post("/me/events", &event()).await;
+    assert_eq!(ada.get("/me/events/$count").await, (StatusCode::OK, json!(1)));
+    assert_eq!(ada.get("/me/calendar/events/$count?$filter=subject eq 'x'").await.1, json!(0));
+    let context =
+        async |path: &str| ada.get(path).await.1["@odata.context"].as_str().expect("a context").to_owned();
+    assert!(context("/me/events").await.ends_with("')/events"));
+    assert!(context("/me/calendar/events").await.ends_with("')/calendar/events"));
+    let (_, made) = ada.post("/me/calendars", &json!({"name": "Volunteer"})).await;
+    assert!(made["@odata.context"].as_str().is_some_and(|at| at.ends_with("')/calendars/$entity")), "{made}");
+    assert!(context(&format!("/me/calendars/{}", id(&made))).await.ends_with("')/calendars/$entity"));
+    let found = context(&format!("/me/calendars/{}/events", id(&made))).await;
+    assert!(found.contains("')/calendars('") && found.ends_with("')/events"), "{found}");
+}
+
+#[tokio::test]
+async fn a_calendar_is_renamed_and_deleted_with_what_is_in_it_unless_it_is_the_default() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let (_, made) = ada.post("/me/calendars", &json!({"name": "Volunteer"})).await;
+    let path = format!("/me/calendars/{}", id(&made));
+    let (status, renamed) = ada.patch(&path, &json!({"name": "Social events"})).await;
+    assert_eq!((status.as_u16(), renamed["name"].as_str()), (200, Some("Social events")), "{renamed}");
+    assert_eq!(ada.patch("/me/calendar", &json!({"name": "Mine"})).await.1["name"], "Mine");
+    let (_, inside) = ada.post(&format!("{path}/events"), &event()).await;
+    assert_eq!(ada.bare(Method::DELETE, &path).await.0, 204);
+    assert_eq!(ada.get(&path).await.0, 404);
+    assert_eq!(ada.get(&format!("/me/events/{}", id(&inside))).await.0, 404);
+    assert_eq!(ada.bare(Method::DELETE, "/me/calendar").await.0, 400);
+}

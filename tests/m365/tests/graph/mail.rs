@@ -411,3 +411,53 @@ async fn the_raw_content_of_an_attachment_is_a_files_bytes_or_an_items_mime_and_
     assert!(running.sim.graph().mailbox("support@acme.example").remove_message(&message));
     assert_eq!(ada.get(&file).await.0, 404);
 }
+
+#[tokio::test]
+async fn a_basic_token_reads_mail_and_events_without_their_bodies() {
+    let running = running().await;
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "one", "secret"));
+    let ada = Client::new(&running, ADA, OWN);
+    let event = json!({"subject": "Lunch", "body": {"contentType": "text", "content": "secret"},
+        "start": {"dateTime": "2026-04-15T12:00:00", "timeZone": "UTC"}, "end": {"dateTime": "2026-04-15T13:00:00", "timeZone": "UTC"}});
+    assert_eq!(ada.post("/me/events", &event).await.0, 201);
+    let basic = Client::new(&running, ADA, &["Mail.ReadBasic", "Calendars.ReadBasic"]);
+    let (_, listed) = basic.get("/me/messages").await;
+    let message = listed["value"][0].clone();
+    let path = format!("/me/messages/{}", id(&message));
+    for shown in [
+        message,
+        basic.get(&path).await.1,
+        basic.get(&format!("{path}?$select=subject,body,uniqueBody")).await.1,
+        basic.get("/me/mailFolders/inbox/messages/delta").await.1["value"][0].clone(),
+        basic.get("/me/events").await.1["value"][0].clone(),
+    ] {
+        assert!(shown["subject"].is_string(), "{shown}");
+        for hidden in ["body", "bodyPreview", "uniqueBody"] {
+            assert!(shown.get(hidden).is_none(), "{hidden} in {shown}");
+        }
+    }
+    assert_eq!(basic.get("/me/mailFolders/inbox").await.0, 200);
+    assert_eq!(basic.get("/me/messages?$filter=hasAttachments eq false").await.0, 200);
+    for denied in [
+        format!("{path}/attachments"),
+        format!("{path}/$value"),
+        format!("{path}?$expand=attachments"),
+        "/me/messages?$search=\"secret\"".into(),
+        "/me/messages?$filter=contains(bodyPreview,'secret')".into(),
+    ] {
+        assert_eq!(basic.get(&denied).await.0, 403, "{denied}");
+    }
+    assert_eq!(basic.patch(&path, &json!({"isRead": true})).await.0, 403);
+    assert!(ada.get(&path).await.1["body"]["content"].is_string(), "a whole token sees it");
+}
+
+#[tokio::test]
+async fn ids_are_translated_for_anyone_who_signed_in() {
+    let running = running().await;
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "one", "b"));
+    let (_, listed) = Client::new(&running, ADA, OWN).get("/me/messages").await;
+    let ada = Client::new(&running, ADA, &["User.Read"]);
+    let wanted = json!({"inputIds": [id(&listed["value"][0])], "targetIdType": "restImmutableEntryId", "sourceIdType": "restId"});
+    assert_eq!(ada.post("/me/translateExchangeIds", &wanted).await.0, 200);
+    assert_eq!(ada.get("/me/messages").await.0, 403);
+}

@@ -146,3 +146,15 @@ async fn names_and_words_of_a_query_are_read_without_case_and_literals_have_a_ty
         assert_eq!((status.as_u16(), code(&answer)), (400, "BadRequest"), "{wrong}");
     }
 }
+
+#[tokio::test]
+async fn an_answer_says_what_it_is_in_the_form_of_the_documentation() {
+    let running = running().await;
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "one", "b"));
+    let ada = Client::new(&running, ADA, OWN);
+    let (_, delta) = ada.get("/me/mailFolders/inbox/messages/delta").await;
+    assert!(delta["@odata.context"].as_str().is_some_and(|at| at.ends_with("$metadata#Collection(message)")));
+    let (_, all) = ada.get(&format!("/me/messages/{}/attachments", id(&delta["value"][0]))).await;
+    let context = all["@odata.context"].as_str().expect("a context");
+    assert!(context.ends_with("%3D')/attachments"), "{context}");
+}
