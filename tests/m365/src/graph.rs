@@ -141,7 +141,8 @@ fn route(sim: &Sim, call: &Call) -> Answer {
         ["outlook", "supportedtimezones"] => calendar::supported_time_zones(call, rest + 1),
         ["contacts" | "contactfolders", ..] => contacts::handle(sim, call, owner, rest),
         ["people"] => people::people(sim, call, owner),
-        ["mailboxsettings", ..] => people::mailbox_settings(sim, call, owner),
+        ["mailboxsettings"] => people::mailbox_settings(sim, call, owner, None),
+        ["mailboxsettings", _] => people::mailbox_settings(sim, call, owner, Some(&call.segments[rest + 1])),
         [segment, ..] => Err(Refusal::no_segment(segment)),
     }
 }

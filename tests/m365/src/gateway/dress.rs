@@ -102,6 +102,12 @@ pub(super) async fn dress(sim: &Sim, area: Area, context: &CallContext, mut resp
     if area == Area::Graph && response.extensions_mut().remove::<WantsInnerError>().is_some() {
         response = with_inner_error(context, now, response).await;
     }
+    // Graph's own JSON says so in its type; errors and raw content do not.
+    let odata = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.contains("odata.metadata="));
     let headers = response.headers_mut();
     let mut set = |name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::try_from(value) {
@@ -116,6 +122,10 @@ pub(super) async fn dress(sim: &Sim, area: Area, context: &CallContext, mut resp
             let where_it_ran = json!({"ServerInfo": {"DataCenter": "Simulated", "Slice": "E", "Ring": "1",
                 "ScaleUnit": "000", "RoleInstance": "M365SIM"}});
             set("x-ms-ags-diagnostic", &where_it_ran.to_string());
+            set("cache-control", "no-cache");
+            if odata {
+                set("odata-version", "4.0");
+            }
         }
         Area::Dataverse | Area::Discovery => {
             set("x-ms-service-request-id", &context.request_id);

@@ -12,7 +12,7 @@ use super::mail::{self, Scope};
 use super::message::{Attachment, AttachmentContent, Message, View, stamp};
 use super::odata::{self, Options};
 use super::refusal::{Answer, Content, Refusal, Reply};
-use super::{mime, only, schema, uploads};
+use super::{list, mime, only, schema, uploads};
 use crate::Sim;
 
 /// "under 3 MB" (<https://learn.microsoft.com/graph/outlook-large-attachments>)
@@ -115,6 +115,24 @@ fn options(call: &Call) -> Result<Options, Refusal> {
     Options::read(&call.query, "fileAttachment")
 }
 
+const ALWAYS: &[&str] = &["@odata.type", "@odata.mediaContentType", "id", "item"];
+
+/// An attachment, with the item that it is when that was asked for
+/// (<https://learn.microsoft.com/graph/api/attachment-get>).
+fn shown(view: &View<'_>, attachment: &Attachment, options: &Options) -> Value {
+    let mut all = show(view, attachment, true);
+    if let (AttachmentContent::Item(item), Some(_)) =
+        (&attachment.content, options.expands("microsoft.graph.itemAttachment/item"))
+    {
+        all["item"] = Value::clone(item);
+        if let Some(kind) = item["@odata.type"].as_str() {
+            all["item"]["@odata.type"] = format!("#{}", kind.trim_start_matches('#')).into();
+        }
+        all["item"]["id"] = "".into();
+    }
+    all
+}
+
 /// `GET|POST messages/{id}/attachments`
 pub(crate) fn collection(sim: &Sim, call: &Call, entry: &Entry, scope: Scope, id: &Segment) -> Answer {
     if call.method == Method::POST {
@@ -129,11 +147,26 @@ pub(crate) fn collection(sim: &Sim, call: &Call, entry: &Entry, scope: Scope, id
     let all: Vec<Value> = message
         .attachments
         .iter()
-        .map(|attachment| show(&view, attachment, true))
+        .map(|attachment| shown(&view, attachment, &options))
         .filter(|one| options.filter.as_ref().is_none_or(|filter| odata::matches(filter, one)))
-        .map(|one| super::folders::select(one, &options, &["@odata.type", "@odata.mediaContentType", "id"]))
         .collect();
-    Ok(Reply::json(200, json!({"@odata.context": context(call, entry, &view.id(), &options), "value": all})))
+    let total = all.len();
+    // Without `$top` all of them come at once.
+    let page: Vec<Value> = all
+        .into_iter()
+        .skip(options.skip)
+        .take(options.top.unwrap_or(usize::MAX))
+        .map(|one| super::folders::select(one, &options, ALWAYS))
+        .collect();
+    let next = options.skip + page.len();
+    let mut body = json!({"@odata.context": context(call, entry, &view.id(), &options), "value": page});
+    if options.count {
+        body["@odata.count"] = total.into();
+    }
+    if next < total {
+        body["@odata.nextLink"] = list::next_link(&mut graph, call, "$skip", next.to_string()).into();
+    }
+    Ok(Reply::json(200, body))
 }
 
 fn post(sim: &Sim, call: &Call, entry: &Entry, scope: Scope, id: &Segment) -> Answer {
@@ -148,7 +181,7 @@ fn post(sim: &Sim, call: &Call, entry: &Entry, scope: Scope, id: &Segment) -> An
     edited.modified = call.now;
     add(&mut edited, &Value::Object(map))?;
     let number = attach(mailbox, key, edited, call.now);
-    one_reply(call, entry, mailbox, key, number, 201)
+    one_reply(call, entry, mailbox, key, number, 201, &Options::default())
 }
 
 /// Stores an edited message whose last attachment is new; gives back the attachment's key.
@@ -173,14 +206,14 @@ fn one_reply(
     key: u64,
     number: u64,
     status: u16,
+    options: &Options,
 ) -> Answer {
     let message = mailbox.messages.get(&key).ok_or_else(Refusal::not_found)?;
     let attachment =
         message.attachments.iter().find(|one| one.key == number).ok_or_else(Refusal::not_found)?;
     let view = View { mailbox, message, immutable: call.prefer.immutable, text: false };
-    let mut body = show(&view, attachment, true);
-    body["@odata.context"] =
-        format!("{}/$entity", context(call, entry, &view.id(), &Options::default())).into();
+    let mut body = super::folders::select(shown(&view, attachment, options), options, ALWAYS);
+    body["@odata.context"] = format!("{}/$entity", context(call, entry, &view.id(), options)).into();
     Ok(Reply::json(status, body))
 }
 
@@ -217,7 +250,9 @@ pub(crate) fn one(
     let attachment =
         message.attachments.iter().find(|one| one.key == parsed.key).ok_or_else(Refusal::not_found)?;
     match &rest[1..] {
-        [] if call.method == Method::GET => one_reply(call, entry, mailbox, key, parsed.key, 200),
+        [] if call.method == Method::GET => {
+            one_reply(call, entry, mailbox, key, parsed.key, 200, &options(call)?)
+        }
         [] if call.method == Method::DELETE => {
             mailbox.edit(key, call.now, |message| message.attachments.retain(|one| one.key != parsed.key));
             Ok(Reply::empty(204))

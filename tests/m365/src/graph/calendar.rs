@@ -273,9 +273,7 @@ fn change_calendar(mailbox: &mut Mailbox, call: &Call, key: u64) -> Result<(), R
     let inside: Vec<u64> =
         mailbox.events.values().filter(|event| event.calendar == key).map(|event| event.key).collect();
     for event in inside {
-        if let Some(event) = mailbox.events.get_mut(&event) {
-            event.deleted = true;
-        }
+        event_write::remove(mailbox, event, call.now, false);
     }
     Ok(())
 }

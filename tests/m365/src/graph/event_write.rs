@@ -200,7 +200,7 @@ pub(crate) fn cancel(sim: &Sim, call: &Call, entry: &Entry, id: &Segment) -> Ans
     Ok(Reply::empty(202))
 }
 
-fn remove(mailbox: &mut Mailbox, key: u64, now: DateTime<Utc>, cancelled: bool) {
+pub(crate) fn remove(mailbox: &mut Mailbox, key: u64, now: DateTime<Utc>, cancelled: bool) {
     let Some(stay) = mailbox.events.get(&key).map(|event| event.stay) else { return };
     let change = mailbox.note_event(key, stay, Happened::Removed);
     if let Some(event) = mailbox.events.get_mut(&key) {

@@ -149,22 +149,49 @@ fn create(call: &Call, mailbox: &mut Mailbox, parent: u64) -> Result<u64, Refusa
         ));
     }
     let search = if let Some(filter) = map.get("filterQuery").and_then(Value::as_str) {
-        odata::checked_filter(filter, "message")
-            .map_err(|refusal| Refusal::bad("ErrorInvalidUrlQueryFilter", refusal.message))?;
-        let mut sources = Vec::new();
-        for id in super::compose::strings(map.get("sourceFolderIds").unwrap_or(&Value::Null)) {
-            sources.push(find(
-                mailbox,
-                &Segment { name: id.to_ascii_lowercase(), raw: id, arguments: String::new() },
-            )?);
-        }
+        let filter = search_filter(filter)?;
+        let sources = search_sources(mailbox, &map)?;
         let nested = map.get("includeNestedFolders").and_then(Value::as_bool).unwrap_or_default();
-        Some(SearchFolder { sources, nested, filter: filter.to_owned() })
+        Some(SearchFolder { sources, nested, filter })
     } else {
         None
     };
     let hidden = map.get("isHidden").and_then(Value::as_bool).unwrap_or_default();
     Ok(mailbox.add_folder(&name, Some(parent), hidden, search))
+}
+
+fn search_filter(filter: &str) -> Result<String, Refusal> {
+    odata::checked_filter(filter, "message")
+        .map_err(|refusal| Refusal::bad("ErrorInvalidUrlQueryFilter", refusal.message))?;
+    Ok(filter.to_owned())
+}
+
+fn search_sources(mailbox: &Mailbox, map: &Map<String, Value>) -> Result<Vec<u64>, Refusal> {
+    super::compose::strings(map.get("sourceFolderIds").unwrap_or(&Value::Null))
+        .into_iter()
+        .map(|id| {
+            find(mailbox, &Segment { name: id.to_ascii_lowercase(), raw: id, arguments: String::new() })
+        })
+        .collect()
+}
+
+/// <https://learn.microsoft.com/graph/api/mailsearchfolder-update>: what is not sent stays.
+fn changed_search(
+    mailbox: &Mailbox,
+    search: &SearchFolder,
+    map: &Map<String, Value>,
+) -> Result<SearchFolder, Refusal> {
+    let mut search = search.clone();
+    if let Some(filter) = map.get("filterQuery").and_then(Value::as_str) {
+        search.filter = search_filter(filter)?;
+    }
+    if map.contains_key("sourceFolderIds") {
+        search.sources = search_sources(mailbox, map)?;
+    }
+    if let Some(nested) = map.get("includeNestedFolders").and_then(Value::as_bool) {
+        search.nested = nested;
+    }
+    Ok(search)
 }
 
 pub(crate) fn count(sim: &Sim, call: &Call, entry: &Entry, parent: Option<u64>) -> Answer {
@@ -185,7 +212,11 @@ pub(crate) fn one(sim: &Sim, call: &Call, entry: &Entry, key: u64) -> Answer {
         Method::PATCH => {
             call.wants_json()?;
             let mut map = schema::object(&call.body)?;
-            schema::entity("mailFolder", &mut map)?;
+            let folder = mailbox.folders.get(&key).ok_or_else(Refusal::not_found)?;
+            let kind = if folder.search.is_some() { "mailSearchFolder" } else { "mailFolder" };
+            schema::entity(kind, &mut map)?;
+            let search = folder.search.as_ref();
+            let search = search.map(|search| changed_search(mailbox, search, &map)).transpose()?;
             let change = mailbox.change();
             let folder = mailbox.folders.get_mut(&key).ok_or_else(Refusal::not_found)?;
             if folder.well_known.is_some() {
@@ -193,8 +224,9 @@ pub(crate) fn one(sim: &Sim, call: &Call, entry: &Entry, key: u64) -> Answer {
             }
             if let Some(name) = map.get("displayName").and_then(Value::as_str) {
                 name.clone_into(&mut folder.name);
-                folder.change = change;
             }
+            folder.search = search;
+            folder.change = change;
         }
         Method::DELETE => {
             remove(mailbox, key, call.now)?;

@@ -109,8 +109,16 @@ impl Options {
                 }
                 "expand" => {
                     options.expand = parse::expand(value).map_err(|error| select_expand(&error))?;
-                    for expand in &options.expand {
-                        if schema::navigation(kind, &expand.name).is_none() {
+                    for expand in &mut options.expand {
+                        let (of, name) = match expand.name.split_once('/') {
+                            Some((ty, name)) => (schema::cast(kind, ty), name),
+                            None => (Some(kind), expand.name.as_str()),
+                        };
+                        if of.and_then(|of| schema::navigation(of, name)).is_some() {
+                            if let (Some(of), true) = (of, expand.name.contains('/')) {
+                                expand.name = format!("microsoft.graph.{of}/{name}");
+                            }
+                        } else {
                             return Err(select_expand(&format!(
                                 "Could not find a property named '{}' on type 'microsoft.graph.{kind}'.",
                                 expand.name

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::access::{self, Need};
-use super::call::Call;
+use super::call::{Call, Segment};
 use super::list;
 use super::odata::{self, Options};
 use super::only;
@@ -300,7 +300,12 @@ fn fuzzy(name: &str, word: &str) -> bool {
 }
 
 /// <https://learn.microsoft.com/graph/api/user-get-mailboxsettings>: there is no shared variant, so another's is 403.
-pub(crate) fn mailbox_settings(sim: &Sim, call: &Call, name: Option<&str>) -> Answer {
+pub(crate) fn mailbox_settings(
+    sim: &Sim,
+    call: &Call,
+    name: Option<&str>,
+    segment: Option<&Segment>,
+) -> Answer {
     only(call, &[Method::GET])?;
     if !call.caller.has(&["MailboxSettings.Read", "MailboxSettings.ReadWrite"]) {
         return Err(Refusal::denied());
@@ -310,14 +315,29 @@ pub(crate) fn mailbox_settings(sim: &Sim, call: &Call, name: Option<&str>) -> An
         return Err(Refusal::denied());
     }
     access::enter(sim, &call.caller, name, Need::CalendarRead).ok();
-    Ok(Reply::json(
-        200,
-        json!({
-            "@odata.context": format!("{}/$metadata#users('{}')/mailboxSettings", call.base, owner.oid),
-            "timeZone": MAILBOX_ZONE, "dateFormat": "dd.MM.yyyy", "timeFormat": "HH:mm",
-            "language": {"locale": "en-US", "displayName": "English (United States)"},
-            "workingHours": {"daysOfWeek": ["monday", "tuesday", "wednesday", "thursday", "friday"],
-                "startTime": "08:00:00.0000000", "endTime": "17:00:00.0000000", "timeZone": {"name": MAILBOX_ZONE}},
-        }),
-    ))
+    let mut settings = json!({
+        "archiveFolder": Value::Null, "timeZone": MAILBOX_ZONE,
+        "delegateMeetingMessageDeliveryOptions": "sendToDelegateOnly",
+        "dateFormat": "dd.MM.yyyy", "timeFormat": "HH:mm", "userPurpose": if owner.is_shared_mailbox { "shared" } else { "user" },
+        "automaticRepliesSetting": {"status": "disabled", "externalAudience": "all",
+            "internalReplyMessage": "", "externalReplyMessage": "",
+            "scheduledStartDateTime": {"dateTime": "2026-01-01T00:00:00.0000000", "timeZone": "UTC"},
+            "scheduledEndDateTime": {"dateTime": "2026-01-02T00:00:00.0000000", "timeZone": "UTC"}},
+        "language": {"locale": "en-US", "displayName": "English (United States)"},
+        "workingHours": {"daysOfWeek": ["monday", "tuesday", "wednesday", "thursday", "friday"],
+            "startTime": "08:00:00.0000000", "endTime": "17:00:00.0000000", "timeZone": {"name": MAILBOX_ZONE}},
+    });
+    let context = format!("{}/$metadata#users('{}')/mailboxSettings", call.base, owner.oid);
+    if let Some(segment) = segment {
+        let found = settings
+            .as_object_mut()
+            .and_then(|all| all.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(&segment.raw)));
+        let (name, value) = found.ok_or_else(|| Refusal::no_segment(&segment.raw))?;
+        // A setting that is no object stands in `value`, as every plain property does.
+        let mut body = if value.is_object() { value.take() } else { json!({"value": value}) };
+        body["@odata.context"] = format!("{context}/{name}").into();
+        return Ok(Reply::json(200, body));
+    }
+    settings["@odata.context"] = context.into();
+    Ok(Reply::json(200, settings))
 }

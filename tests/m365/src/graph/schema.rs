@@ -73,6 +73,15 @@ pub(crate) fn path(kind: &str, path: &mut [String]) -> Result<String, String> {
     Ok(at)
 }
 
+/// A derived type named in a path of `kind`: `microsoft.graph.itemattachment/item`, in any case.
+pub(crate) fn cast(kind: &str, name: &str) -> Option<&'static str> {
+    let short = name.to_ascii_lowercase();
+    let short = short.strip_prefix("microsoft.graph.")?;
+    let base = SCHEMA.types.get(kind)?.base.as_deref().unwrap_or(kind);
+    let (found, _) = SCHEMA.types.iter().find(|(known, _)| known.eq_ignore_ascii_case(short))?;
+    (derives(found, kind) || derives(found, base)).then_some(found.as_str())
+}
+
 pub(crate) fn is_enum(kind: &str) -> bool {
     SCHEMA.enums.contains_key(kind)
 }

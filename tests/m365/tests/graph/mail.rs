@@ -461,3 +461,56 @@ async fn ids_are_translated_for_anyone_who_signed_in() {
     assert_eq!(ada.post("/me/translateExchangeIds", &wanted).await.0, 200);
     assert_eq!(ada.get("/me/messages").await.0, 403);
 }
+
+#[tokio::test]
+async fn an_attached_item_is_shown_when_asked_for_and_attachments_are_paged() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let (_, made) = ada.post("/me/messages", &draft()).await;
+    let path = format!("/me/messages/{}/attachments", id(&made));
+    let file =
+        json!({"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt", "contentBytes": "YQ=="});
+    assert_eq!(ada.post(&path, &file).await.0, 201);
+    let item = json!({"@odata.type": "#microsoft.graph.itemAttachment", "name": "Mail",
+        "item": {"@odata.type": "microsoft.graph.message", "subject": "Inside"}});
+    let (_, item) = ada.post(&path, &item).await;
+    let one = format!("{path}/{}", id(&item));
+    let (status, expanded) = ada.get(&format!("{one}?$expand=microsoft.graph.itemattachment/item")).await;
+    assert_eq!((status.as_u16(), expanded["item"]["subject"].as_str()), (200, Some("Inside")), "{expanded}");
+    assert_eq!(expanded["item"]["@odata.type"], "#microsoft.graph.message");
+    assert!(ada.get(&one).await.1.get("item").is_none());
+    let (_, chosen) = ada.get(&format!("{one}?$select=name")).await;
+    assert!(chosen["name"] == "Mail" && chosen.get("size").is_none(), "{chosen}");
+    assert_eq!(ada.get(&format!("{one}?$select=colour")).await.0, 400);
+    assert_eq!(ada.get(&format!("{one}?$expand=microsoft.graph.event/calendar")).await.0, 400);
+    let (_, first) = ada.get(&format!("{path}?$top=1&$count=true")).await;
+    assert_eq!(
+        (first["value"][0]["name"].as_str(), first["@odata.count"].as_u64()),
+        (Some("a.txt"), Some(2))
+    );
+    let (_, second) = ada.get(first["@odata.nextLink"].as_str().expect("a second page")).await;
+    assert!(second["value"][0]["name"] == "Mail" && second.get("@odata.nextLink").is_none(), "{second}");
+}
+
+#[tokio::test]
+async fn a_search_folder_searches_what_it_was_last_told_to() {
+    let running = running().await;
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "one", "b"));
+    running.sim.deliver(ADA, NewMessage::new("x@y.example", "two", "b"));
+    let ada = Client::new(&running, ADA, OWN);
+    let search = json!({"@odata.type": "microsoft.graph.mailSearchFolder", "displayName": "Weekly", "includeNestedFolders": true,
+        "sourceFolderIds": ["inbox"], "filterQuery": "subject eq 'one'"});
+    let (status, made) = ada.post("/me/mailFolders/searchfolders/childFolders", &search).await;
+    assert_eq!(status, 201, "{made}");
+    let path = format!("/me/mailFolders/{}", id(&made));
+    let change = json!({"@odata.type": "microsoft.graph.mailSearchFolder", "filterQuery": "startswith(subject, 't')", "includeNestedFolders": false});
+    let (status, changed) = ada.patch(&path, &change).await;
+    assert_eq!(
+        (status.as_u16(), changed["filterQuery"].as_str(), changed["includeNestedFolders"].as_bool()),
+        (200, Some("startswith(subject, 't')"), Some(false))
+    );
+    assert_eq!(ada.get(&format!("{path}/messages")).await.1["value"][0]["subject"], "two");
+    assert_eq!(ada.patch(&path, &json!({"sourceFolderIds": ["drafts"]})).await.0, 200);
+    assert_eq!(ada.get(&format!("{path}/messages")).await.1["value"], json!([]));
+    assert_eq!(ada.patch(&path, &json!({"filterQuery": "subject eq 5"})).await.0, 400);
+}

@@ -91,3 +91,38 @@ async fn a_contact_is_made_changed_and_deleted_with_the_scope_to_write() {
     assert_eq!(ada.bare(Method::DELETE, &path).await.0, 204);
     assert_eq!(ada.get(&path).await.0, 404);
 }
+
+#[tokio::test]
+async fn one_setting_of_a_mailbox_is_answered_alone() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, &["MailboxSettings.Read"]);
+    let (_, all) = ada.get("/me/mailboxSettings").await;
+    assert_eq!(
+        (all["userPurpose"].as_str(), all["automaticRepliesSetting"]["status"].as_str()),
+        (Some("user"), Some("disabled"))
+    );
+    let (_, zone) = ada.get("/me/mailboxSettings/timeZone").await;
+    assert_eq!((&zone["value"], zone.get("language")), (&all["timeZone"], None));
+    assert!(zone["@odata.context"].as_str().is_some_and(|at| at.ends_with("/mailboxSettings/timeZone")));
+    for (name, inside) in
+        [("workingHours", "daysOfWeek"), ("automaticRepliesSetting", "status"), ("language", "locale")]
+    {
+        let (_, one) = ada.get(&format!("/me/mailboxSettings/{name}")).await;
+        assert_eq!(one[inside], all[name][inside], "{one}");
+        assert!(one["@odata.context"].as_str().is_some_and(|at| at.ends_with(name)), "{one}");
+    }
+    assert_eq!(ada.get("/me/mailboxSettings/shoeSize").await.0, 400);
+}
+
+#[tokio::test]
+async fn answers_of_graph_name_their_odata_version_and_are_not_to_be_kept() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let shown = ada.request(Method::GET, "/me").send().await.expect("an answer");
+    assert_eq!(
+        (&shown.headers()["odata-version"], &shown.headers()["cache-control"]),
+        (&"4.0".parse().expect("ascii"), &"no-cache".parse().expect("ascii"))
+    );
+    let count = ada.request(Method::GET, "/me/messages/$count").send().await.expect("an answer");
+    assert!(count.headers().get("odata-version").is_none());
+}
