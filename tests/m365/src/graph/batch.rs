@@ -129,6 +129,9 @@ async fn shown(id: &str, response: Response) -> Value {
 
 /// `Retry-After`, not `retry-after`: names in the inner headers are plain JSON and some clients look them up as written.
 fn canonical(name: &str) -> String {
+    if name == "odata-version" {
+        return "OData-Version".into();
+    }
     let up = |word: &str| {
         let mut chars = word.chars();
         chars.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + chars.as_str())

@@ -20,7 +20,12 @@ use crate::Sim;
 pub(crate) fn handle(sim: &Sim, call: &Call, owner: Option<&str>, at: usize) -> Answer {
     let segments = &call.segments[at..];
     let last = segments.last().map_or("", |segment| segment.name.as_str());
-    let need = if call.method == Method::GET { Need::CalendarBasic } else { Need::CalendarWrite };
+    let need = match last {
+        _ if call.method == Method::GET => Need::CalendarBasic,
+        // The least for event: forward is Calendars.Read.
+        "forward" => Need::CalendarRead,
+        _ => Need::CalendarWrite,
+    };
     // Reading free and busy times is a POST, and needs no more than reading.
     if last == "getschedule" {
         return schedule::get_schedule(sim, call, owner);
@@ -132,6 +137,10 @@ fn event(sim: &Sim, call: &Call, entry: &Entry, id: &Segment, rest: &[Segment]) 
             only(call, &[Method::POST])?;
             match step.name.as_str() {
                 "cancel" => event_write::cancel(sim, call, entry, id),
+                "forward" => event_write::forward(sim, call, entry, id),
+                "dismissreminder" | "snoozereminder" => {
+                    event_write::reminder(sim, call, entry, id, &step.name)
+                }
                 "accept" | "decline" | "tentativelyaccept" => {
                     event_write::respond(sim, call, entry, id, &step.name)
                 }

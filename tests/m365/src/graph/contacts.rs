@@ -13,7 +13,7 @@ use super::odata::{self, Filter, Operator, Options};
 use super::only;
 use super::refusal::{Answer, Refusal, Reply};
 use super::schema;
-use super::store::{Contact, Mailbox};
+use super::store::{Contact, Happened, Mailbox};
 use crate::Sim;
 
 const TEXTS: &[&str] = &[
@@ -139,11 +139,12 @@ fn one(sim: &Sim, call: &Call, entry: &Entry, id: &Segment) -> Answer {
     }
     if call.method == Method::DELETE {
         mailbox.contacts.remove(&parsed.key);
+        mailbox.note_contact(parsed.key, Happened::Removed);
         return Ok(Reply::empty(204));
     }
     if call.method == Method::PATCH {
         let changed = read(call)?;
-        let change = mailbox.change();
+        let change = mailbox.note_contact(parsed.key, Happened::Updated);
         let contact = mailbox.contacts.get_mut(&parsed.key).ok_or_else(Refusal::not_found)?;
         contact.props.extend(changed);
         (contact.change, contact.modified) = (change, call.now);
@@ -188,7 +189,8 @@ fn collection(sim: &Sim, call: &Call, entry: &Entry, counted: bool) -> Answer {
         Method::POST => {
             let mut props = read(call)?;
             name(&mut props);
-            let (key, change) = (mailbox.key(), mailbox.change());
+            let key = mailbox.key();
+            let change = mailbox.note_contact(key, Happened::Created);
             let contact = Contact { change, created: call.now, modified: call.now, props };
             mailbox.contacts.insert(key, contact);
             entity(mailbox, call, entry, key, 201, &Options::default())

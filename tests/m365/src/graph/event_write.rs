@@ -258,3 +258,60 @@ pub(crate) fn respond(sim: &Sim, call: &Call, entry: &Entry, id: &Segment, verb:
     }
     Ok(Reply::empty(202))
 }
+
+/// The sample of event: forward spells inner names in Pascal case too (`EmailAddress`).
+fn camel(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(camel),
+        Value::Object(map) => {
+            *map = std::mem::take(map)
+                .into_iter()
+                .map(|(name, mut inner)| {
+                    camel(&mut inner);
+                    let rest = name.get(1..).unwrap_or_default();
+                    let first = name.get(..1).unwrap_or(&name).to_ascii_lowercase();
+                    (first + rest, inner)
+                })
+                .collect();
+        }
+        _ => {}
+    }
+}
+
+/// <https://learn.microsoft.com/graph/api/event-forward>
+pub(crate) fn forward(sim: &Sim, call: &Call, entry: &Entry, id: &Segment) -> Answer {
+    call.wants_json()?;
+    let mut body = Value::Object(schema::object(&call.body)?);
+    camel(&mut body);
+    let declared = [("ToRecipients", "*recipient"), ("Comment", "Edm.String")];
+    let parameters = schema::parameters("forward", &declared, body.to_string().as_bytes())?;
+    let to: Vec<String> = parameters
+        .get("ToRecipients")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one["emailAddress"]["address"].as_str().map(str::to_owned))
+        .collect();
+    if to.is_empty() {
+        return Err(super::send::missing("forward", "ToRecipients"));
+    }
+    let comment = parameters.get("Comment").and_then(Value::as_str).map(str::to_owned);
+    let mut graph = sim.graph();
+    let (key, _) = find(graph.ensure(&entry.owner), id)?;
+    invite(&mut graph, entry, key, "forward", Some(to), comment, call.now);
+    Ok(Reply::empty(202))
+}
+
+/// <https://learn.microsoft.com/graph/api/event-dismissreminder>, <https://learn.microsoft.com/graph/api/event-snoozereminder>:
+/// 200 without a body. No reminder is ever shown here, so there is nothing to keep.
+pub(crate) fn reminder(sim: &Sim, call: &Call, entry: &Entry, id: &Segment, verb: &str) -> Answer {
+    if verb == "snoozereminder" {
+        call.wants_json()?;
+        let declared = [("NewReminderTime", "dateTimeTimeZone")];
+        if !schema::parameters(verb, &declared, &call.body)?.contains_key("NewReminderTime") {
+            return Err(super::send::missing(verb, "NewReminderTime"));
+        }
+    }
+    find(sim.graph().ensure(&entry.owner), id)?;
+    Ok(Reply::empty(200))
+}

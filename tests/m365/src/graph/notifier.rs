@@ -111,11 +111,10 @@ fn reauthorize(sim: &Sim, now: DateTime<Utc>) -> Vec<(Subscription, &'static str
 
 /// The notification for a change, if this subscription wants it.
 fn item(graph: &mut GraphState, one: &Subscription, change: &Change) -> Option<Value> {
-    let events = change.kind == Kind::Event;
-    if one.mailbox != change.mailbox || one.events != events {
+    if one.mailbox != change.mailbox || one.kind != change.kind {
         return None;
     }
-    if !events && one.folder.is_some_and(|folder| change.folder != Some(folder)) {
+    if one.folder.is_some_and(|folder| change.folder != Some(folder)) {
         return None;
     }
     let mailbox = graph.open(&one.mailbox);
@@ -142,7 +141,12 @@ fn item(graph: &mut GraphState, one: &Subscription, change: &Change) -> Option<V
         return None;
     }
     let id = mailbox.id(change.kind, change.item, (!one.immutable).then_some(change.stay));
-    let resource = format!("Users/{}/{}/{id}", one.owner, if events { "Events" } else { "Messages" });
+    let (set, entity) = match change.kind {
+        Kind::Event => ("Events", "Event"),
+        Kind::Contact => ("Contacts", "Contact"),
+        _ => ("Messages", "Message"),
+    };
+    let resource = format!("Users/{}/{}/{id}", one.owner, set);
     let version = mailbox.messages.get(&change.item).map_or(0, |message| message.change);
     Some(json!({
         "subscriptionId": one.id,
@@ -150,7 +154,7 @@ fn item(graph: &mut GraphState, one: &Subscription, change: &Change) -> Option<V
         "changeType": kind,
         "resource": resource,
         "resourceData": {
-            "@odata.type": if events { "#Microsoft.Graph.Event" } else { "#Microsoft.Graph.Message" },
+            "@odata.type": format!("#Microsoft.Graph.{entity}"),
             "@odata.id": resource,
             "@odata.etag": format!("W/\"{}\"", mailbox.change_key(version)),
             "id": id,

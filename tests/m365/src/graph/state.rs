@@ -149,7 +149,7 @@ pub struct SentMail {
 /// A meeting request, update or cancellation that attendees got.
 #[derive(Debug, Clone, Serialize)]
 pub struct Invitation {
-    /// `request`, `update` or `cancellation`.
+    /// `request`, `update`, `cancellation` or `forward`.
     pub kind: &'static str,
     pub mailbox: String,
     pub event_id: String,

@@ -317,15 +317,17 @@ impl Mailbox {
     }
 
     pub(crate) fn note_event(&mut self, key: u64, stay: u32, happened: Happened) -> u64 {
+        self.note_item(Kind::Event, key, stay, happened)
+    }
+
+    pub(crate) fn note_contact(&mut self, key: u64, happened: Happened) -> u64 {
+        self.note_item(Kind::Contact, key, 1, happened)
+    }
+
+    fn note_item(&mut self, kind: Kind, item: u64, stay: u32, happened: Happened) -> u64 {
         let change = self.change();
-        self.changes.push(Change {
-            mailbox: self.address.clone(),
-            folder: None,
-            item: key,
-            kind: Kind::Event,
-            stay,
-            happened,
-        });
+        let mailbox = self.address.clone();
+        self.changes.push(Change { mailbox, folder: None, item, kind, stay, happened });
         change
     }
 

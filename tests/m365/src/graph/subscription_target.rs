@@ -3,6 +3,7 @@
 use super::access;
 use super::call::{self, Call};
 use super::folders;
+use super::ids::Kind;
 use super::odata::{self, Filter};
 use super::refusal::Refusal;
 use crate::Sim;
@@ -11,11 +12,11 @@ use crate::directory::User;
 pub(crate) struct Target {
     pub(crate) owner: User,
     pub(crate) folder: Option<u64>,
-    pub(crate) events: bool,
+    pub(crate) kind: Kind,
     pub(crate) filter: Option<Filter>,
 }
 
-/// `me/messages`, `users/{id}/mailFolders('inbox')/messages`, `me/events`, with a `$filter` perhaps.
+/// `me/messages`, `users/{id}/mailFolders('inbox')/messages`, `me/events`, `me/contacts`, with a `$filter` perhaps.
 pub(crate) fn target(sim: &Sim, call: &Call, resource: &str) -> Result<Target, Refusal> {
     if resource.contains("://") {
         return Err(Refusal::bad("InvalidRequest", "The 'resource' must be relative to the service root."));
@@ -34,27 +35,32 @@ pub(crate) fn target(sim: &Sim, call: &Call, resource: &str) -> Result<Target, R
         _ => return Err(unsupported()),
     };
     let owner = access::owner(sim, &call.caller, name)?;
+    let names: Vec<&str> = rest.iter().map(|segment| segment.name.as_str()).collect();
+    let (folder, kind) = match names.as_slice() {
+        ["messages"] => (None, Kind::Message),
+        ["events"] => (None, Kind::Event),
+        ["contacts"] => (None, Kind::Contact),
+        ["mailfolders", _, "messages"] => {
+            let mut graph = sim.graph();
+            (Some(folders::find(graph.ensure(&owner), &rest[1])?), Kind::Message)
+        }
+        _ => return Err(unsupported()),
+    };
+    let entity = match kind {
+        Kind::Event => "event",
+        Kind::Contact => "contact",
+        _ => "message",
+    };
     let mut filter = None;
     for (name, value) in call::query(query) {
         match name.trim_start_matches('$').to_lowercase().as_str() {
             "filter" => {
-                filter =
-                    Some(odata::parse_filter(&value).map_err(|error| Refusal::bad("BadRequest", error))?);
+                filter = Some(odata::checked_filter(&value, entity)?);
             }
             // Allowed with limits; it shapes resource data, which is not simulated.
             "select" => {}
             _ => return Err(unsupported()),
         }
     }
-    let names: Vec<&str> = rest.iter().map(|segment| segment.name.as_str()).collect();
-    let (folder, events) = match names.as_slice() {
-        ["messages"] => (None, false),
-        ["events"] => (None, true),
-        ["mailfolders", _, "messages"] => {
-            let mut graph = sim.graph();
-            (Some(folders::find(graph.ensure(&owner), &rest[1])?), false)
-        }
-        _ => return Err(unsupported()),
-    };
-    Ok(Target { owner, folder, events, filter })
+    Ok(Target { owner, folder, kind, filter })
 }

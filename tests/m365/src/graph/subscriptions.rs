@@ -9,9 +9,11 @@ use uuid::Uuid;
 
 use super::access;
 use super::call::{Call, Segment};
+use super::folders::select;
+use super::ids::Kind;
 use super::message::stamp;
 use super::notifier;
-use super::odata::Filter;
+use super::odata::{Filter, Options};
 use super::only;
 use super::refusal::{Answer, Refusal, Reply};
 use super::schema;
@@ -36,7 +38,9 @@ pub(crate) struct Subscription {
     pub(crate) mailbox: String,
     pub(crate) owner: String,
     pub(crate) folder: Option<u64>,
-    pub(crate) events: bool,
+    /// Whether it hears of messages, events or contacts.
+    pub(crate) kind: Kind,
+    pub(crate) shape: Shape,
     pub(crate) filter: Option<Filter>,
     pub(crate) silent: bool,
     pub(crate) delivered: u64,
@@ -44,6 +48,38 @@ pub(crate) struct Subscription {
     pub(crate) token_until: DateTime<Utc>,
     pub(crate) asked_again: Option<DateTime<Utc>>,
     pub(crate) held: Vec<(DateTime<Utc>, Value)>,
+}
+
+/// What is shown again as it was sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    tls: String,
+    resource_data: Value,
+    certificate: Option<String>,
+    certificate_id: Option<String>,
+}
+
+impl Shape {
+    fn plain() -> Self {
+        Self { tls: "v1_2".into(), resource_data: Value::Null, certificate: None, certificate_id: None }
+    }
+
+    /// <https://learn.microsoft.com/graph/api/resources/subscription>
+    fn read(map: &serde_json::Map<String, Value>) -> Result<Self, Refusal> {
+        let tls = text(map, "latestSupportedTlsVersion").unwrap_or_else(|| "v1_2".into());
+        if !matches!(tls.as_str(), "v1_0" | "v1_1" | "v1_2" | "v1_3") {
+            return Err(invalid("The 'latestSupportedTlsVersion' is invalid."));
+        }
+        let resource_data = map.get("includeResourceData").cloned().unwrap_or_default();
+        let (certificate, certificate_id) =
+            (text(map, "encryptionCertificate"), text(map, "encryptionCertificateId"));
+        if resource_data == true && (certificate.is_none() || certificate_id.is_none()) {
+            return Err(invalid(
+                "The 'encryptionCertificate' and 'encryptionCertificateId' are required when 'includeResourceData' is true.",
+            ));
+        }
+        Ok(Self { tls, resource_data, certificate, certificate_id })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -80,8 +116,9 @@ impl Subscription {
             "clientState": if with_state { self.client_state.clone() } else { None },
             "notificationUrl": self.url, "notificationQueryOptions": Value::Null,
             "lifecycleNotificationUrl": self.lifecycle_url, "expirationDateTime": stamp(self.expires),
-            "creatorId": self.creator, "includeResourceData": Value::Null, "latestSupportedTlsVersion": "v1_2",
-            "encryptionCertificate": Value::Null, "encryptionCertificateId": Value::Null, "notificationUrlAppId": Value::Null,
+            "creatorId": self.creator, "includeResourceData": self.shape.resource_data, "latestSupportedTlsVersion": self.shape.tls,
+            "encryptionCertificate": self.shape.certificate, "encryptionCertificateId": self.shape.certificate_id,
+            "notificationUrlAppId": Value::Null, "notificationContentType": "application/json",
         })
     }
 }
@@ -92,17 +129,27 @@ pub(crate) async fn handle(sim: &Sim, call: &Call) -> Answer {
         [] if call.method == Method::POST => create(sim, call).await,
         [] => {
             only(call, &[Method::GET])?;
+            let options = Options::read(&call.query, "subscription")?;
             let graph = sim.graph();
             let mine = |one: &&Subscription| one.app == call.caller.app && one.creator == call.caller.oid;
-            let value: Vec<Value> =
-                graph.subscriptions.live.iter().filter(mine).map(|one| one.shown(false)).collect();
+            let value: Vec<Value> = graph
+                .subscriptions
+                .live
+                .iter()
+                .filter(mine)
+                .map(|one| select(one.shown(false), &options, &[]))
+                .collect();
             Ok(Reply::json(
                 200,
-                json!({"@odata.context": format!("{}/$metadata#subscriptions", call.base), "value": value}),
+                json!({"@odata.context": format!("{}/$metadata#subscriptions{}", call.base, options.context_suffix()), "value": value}),
             ))
         }
         [id] => match call.method {
-            Method::GET => find(sim, call, id).map(|one| entity(call, &one, 200, false)),
+            Method::GET => {
+                let options = Options::read(&call.query, "subscription")?;
+                let shown = select(find(sim, call, id)?.shown(false), &options, &[]);
+                Ok(entity(call, shown, 200, &options))
+            }
             Method::PATCH => renew(sim, call, id).await,
             Method::DELETE => {
                 let one = find(sim, call, id)?;
@@ -122,9 +169,9 @@ pub(crate) async fn handle(sim: &Sim, call: &Call) -> Answer {
     }
 }
 
-fn entity(call: &Call, one: &Subscription, status: u16, with_state: bool) -> Reply {
-    let mut body = one.shown(with_state);
-    body["@odata.context"] = format!("{}/$metadata#subscriptions/$entity", call.base).into();
+fn entity(call: &Call, mut body: Value, status: u16, options: &Options) -> Reply {
+    body["@odata.context"] =
+        format!("{}/$metadata#subscriptions{}/$entity", call.base, options.context_suffix()).into();
     Reply::json(status, body)
 }
 
@@ -184,11 +231,13 @@ fn check_url(url: &str) -> Result<(), Refusal> {
 fn permit(sim: &Sim, call: &Call, target: &Target) -> Result<(bool, SharedSubscribe), Refusal> {
     let own = target.owner.oid == call.caller.oid;
     // A read scope is asked for; write scopes are not meant to satisfy it (subscription-post-subscriptions, permissions).
-    let scopes: &[&str] = match (target.events, own) {
-        (false, true) => &["Mail.Read", "Mail.ReadBasic"],
-        (false, false) => &["Mail.Read.Shared", "Mail.ReadBasic.Shared", "Mail.ReadWrite.Shared"],
-        (true, true) => &["Calendars.Read", "Calendars.ReadBasic", "Calendars.ReadWrite"],
-        (true, false) => &["Calendars.Read.Shared", "Calendars.ReadWrite.Shared"],
+    let scopes: &[&str] = match (target.kind, own) {
+        (Kind::Event, true) => &["Calendars.Read", "Calendars.ReadBasic", "Calendars.ReadWrite"],
+        (Kind::Event, false) => &["Calendars.Read.Shared", "Calendars.ReadWrite.Shared"],
+        (Kind::Contact, true) => &["Contacts.Read"],
+        (Kind::Contact, false) => &["Contacts.Read.Shared"],
+        (_, true) => &["Mail.Read", "Mail.ReadBasic"],
+        (_, false) => &["Mail.Read.Shared", "Mail.ReadBasic.Shared", "Mail.ReadWrite.Shared"],
     };
     let forbidden = || {
         Refusal::new(
@@ -230,6 +279,7 @@ async fn create(sim: &Sim, call: &Call) -> Answer {
     if let Some(url) = &lifecycle_url {
         check_url(url)?;
     }
+    let shape = Shape::read(&map)?;
     let expires = expiration(sim, call, text(&map, "expirationDateTime"))?;
     let target = target(sim, call, &resource)?;
     let (own, shared) = permit(sim, call, &target)?;
@@ -280,7 +330,8 @@ async fn create(sim: &Sim, call: &Call) -> Answer {
         mailbox,
         owner: target.owner.oid.clone(),
         folder: target.folder,
-        events: target.events,
+        kind: target.kind,
+        shape,
         filter: target.filter,
         silent: !own && shared == SharedSubscribe::AcceptButSilent,
         delivered: 0,
@@ -296,7 +347,7 @@ async fn create(sim: &Sim, call: &Call) -> Answer {
         graph.take_changes();
     }
     graph.subscriptions.live.push(one.clone());
-    Ok(entity(call, &one, 201, true))
+    Ok(entity(call, one.shown(true), 201, &Options::default()))
 }
 
 async fn renew(sim: &Sim, call: &Call, id: &Segment) -> Answer {
@@ -330,7 +381,7 @@ async fn renew(sim: &Sim, call: &Call, id: &Segment) -> Answer {
     if let Some(url) = url {
         found.url = url;
     }
-    Ok(entity(call, &found.clone(), 200, false))
+    Ok(entity(call, found.shown(false), 200, &Options::default()))
 }
 
 /// Delegated tokens live about an hour.
@@ -382,7 +433,8 @@ pub(crate) fn plant(sim: &Sim, app: &str, user: &str, owner: &str, folder: &str,
         mailbox,
         owner: owner.oid,
         folder: None,
-        events: false,
+        kind: Kind::Message,
+        shape: Shape::plain(),
         filter: None,
         silent: true,
         delivered: 0,

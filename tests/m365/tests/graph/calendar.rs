@@ -209,3 +209,24 @@ async fn a_calendar_is_renamed_and_deleted_with_what_is_in_it_unless_it_is_the_d
     assert_eq!(ada.get(&format!("/me/events/{}", id(&inside))).await.0, 404);
     assert_eq!(ada.bare(Method::DELETE, "/me/calendar").await.0, 400);
 }
+
+#[tokio::test]
+async fn a_meeting_is_forwarded_and_its_reminder_put_off() {
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let (_, made) = ada.post("/me/events", &event()).await;
+    let path = format!("/me/events/{}", id(&made));
+    // As the sample spells it.
+    let sample = json!({"ToRecipients": [{"EmailAddress": {"Address": "danas@contoso.com", "Name": "Dana Swope"}}],
+        "Comment": "Dana, hope you can make this meeting."});
+    let reader = Client::new(&running, ADA, &["Calendars.Read"]);
+    assert_eq!(reader.post(&format!("{path}/forward"), &sample).await.0, 202);
+    let told = running.sim.graph().invitations().last().map(|one| (one.kind, one.to.clone()));
+    assert_eq!(told, Some(("forward", vec!["danas@contoso.com".to_owned()])));
+    assert_eq!(ada.post(&format!("{path}/forward"), &json!({"Comment": "x"})).await.0, 400);
+    assert_eq!(ada.bare(Method::POST, &format!("{path}/dismissReminder")).await.0, 200);
+    let later = json!({"newReminderTime": {"dateTime": "2026-04-15T11:55:00", "timeZone": "UTC"}});
+    assert_eq!(ada.post(&format!("{path}/snoozeReminder"), &later).await.0, 200);
+    assert_eq!(ada.post(&format!("{path}/snoozeReminder"), &json!({})).await.0, 400);
+    assert_eq!(reader.bare(Method::POST, &format!("{path}/dismissReminder")).await.0, 403);
+}

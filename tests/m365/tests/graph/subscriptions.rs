@@ -20,12 +20,12 @@ async fn told_of(seen: &std::sync::Mutex<Vec<Value>>, kind: impl Fn(&Value) -> b
     found
 }
 
-#[tokio::test]
-async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for_shared_mailboxes() {
+type Seen = std::sync::Arc<std::sync::Mutex<Vec<Value>>>;
+
+/// Receives notifications at `/notify`; `/wrong` fails the handshake.
+async fn receiver() -> (String, Seen) {
     use axum::extract::{Query, State};
-    use std::sync::{Arc, Mutex};
-    type Seen = Arc<Mutex<Vec<Value>>>;
-    let seen: Seen = Arc::default();
+    let seen = Seen::default();
     let hook = axum::Router::new()
         .route(
             "/notify",
@@ -46,7 +46,12 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let hooks = format!("http://{}", listener.local_addr().expect("bound"));
     tokio::spawn(async move { axum::serve(listener, hook).await });
+    (hooks, seen)
+}
 
+#[tokio::test]
+async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for_shared_mailboxes() {
+    let (hooks, seen) = receiver().await;
     let running = running().await;
     let ada = Client::new(&running, ADA, OWN);
     let until = (running.sim.now() + TimeDelta::minutes(600)).to_rfc3339();
@@ -115,4 +120,41 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
     running.sim.deliver("support@acme.example", NewMessage::new("x@y.example", "unheard", "b"));
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     assert_eq!(seen.lock().expect("no panic").len(), before, "accepted, and mute");
+}
+
+#[tokio::test]
+async fn a_subscription_shows_what_was_sent_and_refuses_what_makes_no_sense() {
+    let (hooks, seen) = receiver().await;
+    let running = running().await;
+    let ada = Client::new(&running, ADA, OWN);
+    let wanted = |resource: &str| {
+        json!({"changeType": "created,deleted", "notificationUrl": format!("{hooks}/notify"), "resource": resource,
+            "expirationDateTime": (running.sim.now() + TimeDelta::minutes(600)).to_rfc3339()})
+    };
+    let with = |name: &str, value: Value| {
+        let mut body = wanted("me/contacts");
+        body[name] = value;
+        body
+    };
+    assert_eq!(ada.post("/subscriptions", &with("latestSupportedTlsVersion", "v2_0".into())).await.0, 400);
+    assert_eq!(ada.post("/subscriptions", &with("includeResourceData", true.into())).await.0, 400);
+    let (status, made) = ada.post("/subscriptions", &with("latestSupportedTlsVersion", "v1_3".into())).await;
+    assert_eq!(
+        (
+            status.as_u16(),
+            made["latestSupportedTlsVersion"].as_str(),
+            made["notificationContentType"].as_str()
+        ),
+        (201, Some("v1_3"), Some("application/json")),
+        "{made}"
+    );
+    let (_, chosen) = ada.get(&format!("/subscriptions/{}?$select=resource", id(&made))).await;
+    assert!(chosen["resource"] == "me/contacts" && chosen.get("changeType").is_none(), "{chosen}");
+    let writer = Client::new(&running, ADA, &["Contacts.ReadWrite"]);
+    assert_eq!(writer.post("/me/contacts", &json!({"givenName": "Pavel"})).await.0, 201);
+    let contact = |one: &Value| one["resourceData"]["@odata.type"] == "#Microsoft.Graph.Contact";
+    assert_eq!(told_of(&seen, contact, 1).await, 1, "a contact is told of");
+    for wrong in ["me/messages?$filter=isJunk eq true", "me/events?$filter=isRead eq true"] {
+        assert_eq!(ada.post("/subscriptions", &wanted(wrong)).await.0, 400, "{wrong}");
+    }
 }
