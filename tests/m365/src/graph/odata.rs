@@ -253,6 +253,8 @@ fn fits(ty: &str, literal: &Literal) -> bool {
     }
 }
 
+/// The sentence was seen in OpenAEV-Platform/collectors#564; an event's `start/dateTime` is text, so an unquoted moment is
+/// refused there (O365/python-o365#149).
 fn incompatible(ty: &str, operator: Operator, literal: &Literal) -> Refusal {
     let given = match literal {
         Literal::Null => "<null>",

@@ -125,4 +125,7 @@ async fn answers_of_graph_name_their_odata_version_and_are_not_to_be_kept() {
     );
     let count = ada.request(Method::GET, "/me/messages/$count").send().await.expect("an answer");
     assert!(count.headers().get("odata-version").is_none());
+    let batch = json!({"requests": [{"id": "1", "method": "GET", "url": "/me"}]});
+    let (_, answers) = ada.post("/$batch", &batch).await;
+    assert_eq!(answers["responses"][0]["headers"]["OData-Version"], "4.0", "{answers}");
 }

@@ -145,6 +145,10 @@ async fn names_and_words_of_a_query_are_read_without_case_and_literals_have_a_ty
         let (status, answer) = ada.get(&format!("/me/messages?$filter={wrong}")).await;
         assert_eq!((status.as_u16(), code(&answer)), (400, "BadRequest"), "{wrong}");
     }
+    let quoted =
+        "/me/events?$filter=Start/DateTime ge '2018-05-20' and end/dateTime lt '2018-05-24T00:00:00'";
+    assert_eq!(ada.get(quoted).await.0, 200);
+    assert_eq!(ada.get("/me/events?$filter=start/dateTime ge 2018-05-19T21:00:00Z").await.0, 400);
 }
 
 #[tokio::test]
