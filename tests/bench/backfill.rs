@@ -2,16 +2,17 @@
 //!
 //! The fleet is a process of its own, so that its memory can be told from the simulator's, and can be killed on the way.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use followthrough::config::Config;
 use followthrough::store::backfill::{self, Backfill, state};
-use followthrough::store::mailbox;
+use followthrough::store::{StoreError, mailbox};
 use followthrough_tests::broker::Folder;
 use followthrough_tests::world::{ADA, Pair, World};
-use m365_sim::graph::Fill;
-use m365_sim::referee::Limits;
+use m365_sim::graph::{Fill, NewMessage};
+use m365_sim::referee::{Limits, Throttle};
 use scoped_futures::ScopedFutureExt;
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -25,6 +26,9 @@ const ADDRESS: &str = "support@acme.example";
 /// As many messages as one answer holds, and as many calls as a backfill makes at once.
 const PAGE: usize = 100;
 const LANES: f64 = 2.0;
+/// So often the mailbox is disturbed, and so many messages are moved each time.
+const DISTURBANCES: usize = 10;
+const MOVED: usize = 25;
 const PATIENCE: Duration = Duration::from_hours(1);
 
 #[derive(Args)]
@@ -41,7 +45,7 @@ pub(crate) struct Options {
     /// How long Microsoft takes for each request
     #[arg(long, default_value_t = 200)]
     latency_ms: u64,
-    /// Pages of random length, empty ones, repeated links, lost cursors and throttles
+    /// Short and empty pages, repeated links, lost cursors, throttles, and mail that comes and is moved meanwhile
     #[arg(long)]
     rough: bool,
     /// `kill -9` of the fleet's process, spread over the time
@@ -54,6 +58,8 @@ struct Report {
     messages: usize,
     found: usize,
     stored: usize,
+    /// In the mailbox in the end, each stored once and in its folder.
+    in_step: usize,
     /// Lists of the backfill.
     lists: usize,
     /// As many as the page size allows at best.
@@ -79,13 +85,14 @@ impl Report {
             println!("{}", serde_json::to_string(self)?);
         } else {
             println!(
-                "{} messages: found {}, stored {}, in {:.1} s; {} lists ({} at least) and {} counts: {:.0} % of what its permits \
+                "{} messages: found {}, stored {}, in {:.1} s, then {} in step; {} lists ({} at least) and {} counts: {:.0} % of what its permits \
                  allow, {:.0} % by its lists alone; {} calls to the mailbox in all; {} kills, {} MiB resident at the peak, {:.1} s \
                  of processor",
                 self.messages,
                 self.found,
                 self.stored,
                 self.seconds,
+                self.in_step,
                 self.lists,
                 self.least,
                 self.counts,
@@ -131,7 +138,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             "--scheduler".to_owned(),
         ])
     };
-    let mut fleet = start()?;
+    let fleet = start()?;
     let asked = json!({"address": ADDRESS, "backfill_days": 31});
     world.publish(&[world.envelope("connect", "mailbox.connect", asked)]).await;
     let told = |kind: &'static str| {
@@ -143,19 +150,29 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     };
     world.within(PATIENCE, "it is connected", told("mailbox.connected")).await;
     let started = Instant::now();
-    let mut looks = Look::default();
-    for kill in 1..=options.kills {
-        let at = options.messages * kill / (options.kills + 1);
-        let far = || async { found(&world).await >= at };
-        world.within(PATIENCE, "it is far enough to be killed", far).await;
-        looks = looks.and(fleet.look());
-        fleet.kill().await?;
-        fleet = start()?;
-    }
+    let kills = async {
+        let (mut fleet, mut looks) = (fleet, Look::default());
+        for kill in 1..=options.kills {
+            far(&world, options.messages * kill / (options.kills + 1)).await;
+            looks = looks.and(fleet.look());
+            fleet.kill().await?;
+            fleet = start()?;
+        }
+        Ok::<_, Failure>((fleet, looks))
+    };
+    let disturbances = async {
+        for round in 1..=options.rough.then_some(DISTURBANCES).unwrap_or_default() {
+            far(&world, options.messages * round / (DISTURBANCES + 1)).await;
+            disturb(&world, round);
+        }
+    };
+    let (killed, ()) = tokio::join!(kills, disturbances);
+    let (fleet, looks) = killed?;
     // Of the row: there is an event for every message to look through.
     let over = || async { filling(&world).await.is_some_and(|backfill| backfill.state == state::COMPLETED) };
     world.within(PATIENCE, "it is filled", over).await;
     let seconds = started.elapsed().as_secs_f64();
+    world.within(PATIENCE, "it is in step", || async { stored(&world).await == held(&world) }).await;
     world.within(PATIENCE, "it is told", told("mailbox.backfill.completed")).await;
     let looks = looks.and(fleet.look());
     let calls: Vec<_> = world.sim().calls().into_iter().filter(|call| call.path.contains(ADDRESS)).collect();
@@ -172,6 +189,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         messages: made,
         found: number("found"),
         stored: number("stored"),
+        in_step: held(&world).len(),
         lists,
         least: made.div_ceil(PAGE),
         counts,
@@ -213,6 +231,56 @@ fn settings_of(config: &Config) -> String {
         microsoft.login_url().as_str(),
         microsoft.graph_url().as_str(),
     )
+}
+
+async fn far(world: &World, messages: usize) {
+    world.within(PATIENCE, "it is far enough", || async { found(world).await >= messages }).await;
+}
+
+/// While it is read mail comes, somebody tidies up, and Microsoft has enough of it for a moment.
+fn disturb(world: &World, round: usize) {
+    world
+        .sim()
+        .deliver(ADDRESS, NewMessage::new("Nora <nora@customer.example>", "Meanwhile", "<p>Hello</p>"));
+    world.sim().throttle(Throttle {
+        user: ADDRESS.into(),
+        calls: 1,
+        retry_after_seconds: 2,
+        as_date: false,
+        without_header: false,
+        area: None,
+    });
+    let mut graph = world.sim().graph();
+    let mut mailbox = graph.mailbox(ADDRESS);
+    let ids = mailbox.message_ids();
+    for id in ids.iter().skip(round).step_by(ids.len() / MOVED) {
+        mailbox.move_message(id, "Archive");
+    }
+}
+
+/// What is stored and not removed, by id with its folder.
+async fn stored(world: &World) -> BTreeMap<String, String> {
+    let rows = world.store.read(|tx| {
+        async move {
+            let sql = "SELECT id, folder_id FROM messages WHERE state <> 'removed'";
+            Ok::<_, StoreError>(followthrough::sql!(tx, all(String, String), sql)?)
+        }
+        .scope_boxed()
+    });
+    rows.await.unwrap_or_default().into_iter().collect()
+}
+
+/// What Microsoft holds, in the same form.
+fn held(world: &World) -> BTreeMap<String, String> {
+    let mut graph = world.sim().graph();
+    let mailbox = graph.mailbox(ADDRESS);
+    let folder = |id: &String| Some(mailbox.message(id)?["parentFolderId"].as_str()?.to_owned());
+    mailbox
+        .message_ids()
+        .into_iter()
+        .filter_map(|id| Some((folder(&id)?, id)))
+        .map(|(folder, id)| (id, folder))
+        .collect()
 }
 
 /// How many the backfill has found so far.
