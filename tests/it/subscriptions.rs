@@ -407,7 +407,7 @@ async fn where_push_is_not_wanted_none_are_made_and_those_that_are_there_end() {
     site.close().await;
 }
 
-/// Renewals every half hour, of which every fifth fails in one way or another; now and then one is gone for good.
+/// Renewals every two hours, of which every fifth fails in one way or another; now and then one is gone for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_thirty_days_of_failing_renewals_there_is_always_a_live_subscription() {
     join_all(sites().await.into_iter().map(thirty_days)).await;
@@ -415,7 +415,7 @@ async fn in_thirty_days_of_failing_renewals_there_is_always_a_live_subscription(
 
 async fn thirty_days(site: Site) {
     site.sim().keep_calls(100);
-    site.sim().graph().switches.subscription_minutes = 60;
+    site.sim().graph().switches.subscription_minutes = 240;
     let mut chance = StdRng::seed_from_u64(30);
     let poll = TimeDelta::minutes(1);
     let end = noon() + TimeDelta::days(30);
@@ -460,7 +460,7 @@ async fn thirty_days(site: Site) {
             dead_since.get_or_insert(now);
         }
     }
-    assert!(renewals > 2_000 && failures > 200, "{renewals} renewals, {failures} failures");
+    assert!(renewals > 500 && failures > 40, "{renewals} renewals, {failures} failures");
     assert_eq!(site.subscriptions().await.len(), 2);
     // And it tells of what happens still.
     let mail = site.deliver("the last");
