@@ -15,7 +15,7 @@ use crate::outbox;
 use crate::outcome::Failure;
 use crate::store::backfill::{self, Backfill, state};
 use crate::store::folder::{self, Folder};
-use crate::store::mailbox::Mailbox;
+use crate::store::mailbox::{self, Mailbox};
 use crate::store::{StoreError, Tx, message};
 
 /// Mail may arrive with a time a little ahead of ours.
@@ -83,6 +83,24 @@ impl Mailboxes {
             })
             .await;
         Ok(count?)
+    }
+
+    /// Asks for a look at a folder before anything is said to be missing in it: what was moved there since the last one
+    /// is in Microsoft's count and not yet in ours.
+    pub async fn look_first(&self, folder: &Folder) -> Result<(), Failure> {
+        let (id, now) = (folder.mailbox_id, self.now());
+        let noticed = &[(id, folder.id.clone())];
+        let store = &self.services.store;
+        let written: Result<_, StoreError> = store
+            .transaction("backfill_look_first", |tx| {
+                async move {
+                    folder::noticed(tx, noticed, now).await?;
+                    mailbox::hurry(tx, &[id], now).await
+                }
+                .scope_boxed()
+            })
+            .await;
+        Ok(written?)
     }
 
     /// A folder in which something is missing is read again.

@@ -167,8 +167,17 @@ async fn slice(
             Went::OutOfTime => return Ok(None),
             Went::Through => {}
         }
-        if !missing(cx, &graph, mailbox, backfill).await? {
-            break;
+        match proof(cx, &graph, mailbox, backfill).await? {
+            Proof::Whole => break,
+            Proof::Missing => {}
+            Proof::Open => {
+                let until = cx.now() + cx.mailboxes().pace() / 4;
+                return Err(Failure::later(
+                    until,
+                    "looks_first",
+                    "its folders are looked at before they are counted again",
+                ));
+            }
         }
     }
     cx.mailboxes().filled(mailbox).await?;
@@ -195,23 +204,43 @@ async fn counts(
     counted.try_filter_map(|one| async move { Ok(one) }).try_collect().await
 }
 
-/// Is less stored than Microsoft counts? Those folders are read again.
-async fn missing(
+/// What the counts of all folders say.
+enum Proof {
+    Whole,
+    /// Some are read again.
+    Missing,
+    /// Some are looked at first.
+    Open,
+}
+
+/// Is less stored than Microsoft counts? Those folders are read again, unless a look at what has changed explains it.
+async fn proof(
     cx: &Context,
     graph: &Graph,
     mailbox: &Mailbox,
     backfill: &Backfill,
-) -> Result<bool, Failure> {
-    let mut missing = false;
+) -> Result<Proof, Failure> {
+    let mut proof = Proof::Whole;
     for (folder, there) in counts(cx, graph, mailbox, backfill.floor).await? {
         let stored = cx.mailboxes().stored_since(&folder, backfill.floor).await?;
-        if stored < there {
+        if stored >= there {
+            continue;
+        }
+        let asked = folder.noticed_at.is_some_and(|at| at >= backfill.started_at);
+        if asked && folder.noticed_at <= folder.polled_at {
             tracing::warn!(there, stored, "a folder holds more than was read of it; it is read again");
             cx.mailboxes().fill_again(&folder, backfill.floor).await?;
-            missing = true;
+            proof = Proof::Missing;
+            continue;
+        }
+        if !asked {
+            cx.mailboxes().look_first(&folder).await?;
+        }
+        if matches!(proof, Proof::Whole) {
+            proof = Proof::Open;
         }
     }
-    Ok(missing)
+    Ok(proof)
 }
 
 /// How a lane ended.
