@@ -14,6 +14,11 @@ use tracing_subscriber::fmt::format::FmtSpan;
 const FILTER: &str = "debug,followthrough=trace,followthrough_workers=trace,m365_sim=off,sqlx=info";
 
 static LINES: LazyLock<Mutex<Vec<u8>>> = LazyLock::new(Mutex::default);
+/// Of these, the warnings: looking for one in gigabytes of lines would hold up everybody who writes there.
+static WARNINGS: LazyLock<Mutex<Vec<String>>> = LazyLock::new(Mutex::default);
+const WARN: &[u8] = b"\"level\":\"WARN\"";
+/// Where a line says its level.
+const LEVEL: usize = 64;
 static PANICS: LazyLock<Mutex<Vec<String>>> = LazyLock::new(Mutex::default);
 
 #[derive(Clone, Copy)]
@@ -22,6 +27,11 @@ struct Buffer;
 impl io::Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         LINES.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        // A write is a line.
+        if bytes.windows(WARN.len()).take(LEVEL).any(|part| part == WARN) {
+            let line = String::from_utf8_lossy(bytes).into_owned();
+            WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
         Ok(bytes.len())
     }
 
@@ -68,12 +78,10 @@ pub fn lines() -> String {
     String::from_utf8_lossy(&LINES.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
-/// How many lines hold all of these words; looked through in place, for there are many and everybody writes to them.
-pub fn count(words: &[&str]) -> usize {
-    let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    let fits =
-        |line: &&[u8]| words.iter().all(|word| line.windows(word.len()).any(|part| part == word.as_bytes()));
-    lines.split(|byte| *byte == b'\n').filter(fits).count()
+/// How many warnings hold all of these words.
+pub fn warnings(words: &[&str]) -> usize {
+    let warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    warnings.iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
 }
 
 /// Where code panicked that is neither a story nor of the harness.

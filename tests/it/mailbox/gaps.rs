@@ -71,7 +71,7 @@ async fn old_mail_that_changed_unseen_is_found_after_a_lost_delta_link() {
         assert_eq!(told(&world, "mailbox.message.removed")[0]["data"]["message"], old[2].as_str());
         settled(&world).await;
         let id = row(&world).await.id.to_string();
-        let (said, folders) = (logs::count(&["delta link was lost", &id]), folders(&world).await.len());
+        let (said, folders) = (logs::warnings(&["delta link was lost", &id]), folders(&world).await.len());
         assert!(
             (1..=folders).contains(&said),
             "{said} warnings, {folders} folders: once for each that had a link"
