@@ -160,13 +160,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         }
         Ok::<_, Failure>((fleet, looks))
     };
-    let disturbances = async {
-        for round in 1..=options.rough.then_some(DISTURBANCES).unwrap_or_default() {
-            far(&world, options.messages * round / (DISTURBANCES + 1)).await;
-            disturb(&world, round);
-        }
-    };
-    let (killed, ()) = tokio::join!(kills, disturbances);
+    let (killed, ()) = tokio::join!(kills, disturbances(&world, options));
     let (fleet, looks) = killed?;
     // Of the row: there is an event for every message to look through.
     let over = || async { filling(&world).await.is_some_and(|backfill| backfill.state == state::COMPLETED) };
@@ -235,6 +229,14 @@ fn settings_of(config: &Config) -> String {
 
 async fn far(world: &World, messages: usize) {
     world.within(PATIENCE, "it is far enough", || async { found(world).await >= messages }).await;
+}
+
+async fn disturbances(world: &World, options: &Options) {
+    let rounds = if options.rough { DISTURBANCES } else { 0 };
+    for round in 1..=rounds {
+        far(world, options.messages * round / (DISTURBANCES + 1)).await;
+        disturb(world, round);
+    }
 }
 
 /// While it is read mail comes, somebody tidies up, and Microsoft has enough of it for a moment.
