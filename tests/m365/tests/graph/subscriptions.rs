@@ -2,30 +2,24 @@
 
 use super::*;
 
-/// How many items of a kind have been told, after waiting a while for so many.
-async fn told_of(seen: &std::sync::Mutex<Vec<Value>>, kind: impl Fn(&Value) -> bool, wanted: usize) -> usize {
-    let mut found = 0;
-    for _ in 0..2_000 {
-        let posts = seen.lock().expect("no panic").clone();
-        found = posts
-            .iter()
-            .flat_map(|post| post["value"].as_array().into_iter().flatten())
-            .filter(|one| kind(one))
-            .count();
-        if found >= wanted {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    found
-}
+type Seen = std::sync::Arc<tokio::sync::watch::Sender<Vec<Value>>>;
 
-type Seen = std::sync::Arc<std::sync::Mutex<Vec<Value>>>;
+/// How many items of a kind have been told, once there are so many or nothing comes for long.
+async fn told_of(seen: &Seen, kind: impl Fn(&Value) -> bool, wanted: usize) -> usize {
+    let count = |posts: &Vec<Value>| {
+        let items = posts.iter().flat_map(|post| post["value"].as_array().into_iter().flatten());
+        items.filter(|one| kind(one)).count()
+    };
+    let mut news = seen.subscribe();
+    let enough = news.wait_for(|posts| count(posts) >= wanted);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(20), enough).await;
+    count(&seen.borrow())
+}
 
 /// Receives notifications at `/notify`; `/wrong` fails the handshake.
 async fn receiver() -> (String, Seen) {
     use axum::extract::{Query, State};
-    let seen = Seen::default();
+    let seen = Seen::new(tokio::sync::watch::Sender::default());
     let hook = axum::Router::new()
         .route(
             "/notify",
@@ -36,7 +30,8 @@ async fn receiver() -> (String, Seen) {
                     if let Some(token) = query.get("validationToken") {
                         return (axum::http::StatusCode::OK, token.clone());
                     }
-                    seen.lock().expect("no panic").push(serde_json::from_str(&body).expect("json"));
+                    let post = serde_json::from_str(&body).expect("json");
+                    seen.send_modify(|posts| posts.push(post));
                     (axum::http::StatusCode::ACCEPTED, String::new())
                 },
             ),
@@ -72,13 +67,9 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
         409
     );
     let message = running.sim.deliver(ADA, NewMessage::new("x@y.example", "news", "b"));
-    for _ in 0..2_000 {
-        if !seen.lock().expect("no panic").is_empty() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    let told = seen.lock().expect("no panic")[0]["value"][0].clone();
+    let created = |one: &Value| one["changeType"] == "created";
+    assert_eq!(told_of(&seen, created, 1).await, 1);
+    let told = seen.borrow()[0]["value"][0].clone();
     assert_eq!(
         (told["changeType"].as_str(), told["clientState"].as_str()),
         (Some("created"), Some("secret"))
@@ -87,7 +78,6 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
         ada.get(&format!("/me/messages/{}", told["resourceData"]["id"].as_str().expect("an id"))).await;
     assert_eq!(read["subject"], "news", "{message}");
     // The token lapses: what happens is withheld, a fresh one is asked for, and then it is told.
-    let created = |one: &Value| one["changeType"] == "created";
     running.sim.clock().advance(TimeDelta::minutes(59));
     assert_eq!(told_of(&seen, |one| one["lifecycleEvent"] == "reauthorizationRequired", 1).await, 1);
     running.sim.clock().advance(TimeDelta::minutes(2));
@@ -116,10 +106,10 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
     assert_eq!(service.post("/subscriptions", &shared).await.0, 403);
     running.sim.graph().switches.shared_subscribe = SharedSubscribe::AcceptButSilent;
     assert_eq!(service.post("/subscriptions", &shared).await.0, 201);
-    let before = seen.lock().expect("no panic").len();
+    let before = seen.borrow().len();
     running.sim.deliver("support@acme.example", NewMessage::new("x@y.example", "unheard", "b"));
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    assert_eq!(seen.lock().expect("no panic").len(), before, "accepted, and mute");
+    assert_eq!(seen.borrow().len(), before, "accepted, and mute");
 }
 
 #[tokio::test]
