@@ -3,6 +3,7 @@
 //! The invariant: every mail and calendar call asks for immutable ids, only the documented success code is
 //! success, and no link that Graph hands out is followed to another host with the user's token attached.
 
+pub mod arrivals;
 mod attachment;
 pub mod calendar;
 pub mod changes;

@@ -1,8 +1,8 @@
-//! What is in a folder and what changed in it: delta rounds, lists by time of arrival, single messages.
+//! What changed in a folder: delta rounds; and single messages, wherever they are.
 //!
 //! The invariant: a caller decides from what was told alone; a property that was not told is absent, not empty, and a
 //! link is followed only to where it came from.
-//! <https://learn.microsoft.com/graph/delta-query-messages>, <https://learn.microsoft.com/graph/api/user-list-messages>
+//! <https://learn.microsoft.com/graph/delta-query-messages>
 
 use chrono::{DateTime, Utc};
 use http::HeaderValue;
@@ -21,12 +21,6 @@ const SELECT: &str = "id,internetMessageId,conversationId,subject,from,sender,to
 const EXPAND: &str = "attachments($select=id,name,contentType,size,isInline)";
 /// As many messages with their bodies as one answer should hold.
 pub const PAGE: usize = 100;
-/// `$top` may not be larger. <https://learn.microsoft.com/graph/api/user-list-messages>
-const LONGEST_PAGE: usize = 1_000;
-/// The search for a page that can be had has an end.
-const MOST_REQUESTS: usize = 50;
-/// Empty pages with a next link are normal; so many in a row are not.
-const EMPTY_PAGES: usize = 20;
 /// What is asked of a message that is too much when it comes whole: everything but its content.
 const LEAN: &str = "id,internetMessageId,conversationId,subject,from,sender,toRecipients,ccRecipients,\
      receivedDateTime,sentDateTime,createdDateTime,lastModifiedDateTime,importance,isRead,isDraft,flag,categories,\
@@ -93,32 +87,15 @@ pub struct DeltaPage {
     pub cursor: Cursor,
 }
 
-/// Messages by time of arrival.
-#[derive(Debug)]
-pub struct Arrivals {
-    pub items: Vec<Told>,
-    /// There are more beyond the last of them.
-    pub more: bool,
-    pub requests: usize,
-}
-
-/// Which arrivals, and in which order. Both ends are included: Exchange compares whole seconds.
-#[derive(Debug, Clone, Copy)]
-pub struct Window {
-    pub from: DateTime<Utc>,
-    pub to: DateTime<Utc>,
-    pub newest_first: bool,
-}
-
 #[derive(Deserialize)]
-struct Page {
-    value: Vec<Map<String, Value>>,
+pub(super) struct Page {
+    pub(super) value: Vec<Map<String, Value>>,
     #[serde(rename = "@odata.nextLink")]
-    next: Option<String>,
+    pub(super) next: Option<String>,
     #[serde(rename = "@odata.deltaLink")]
     delta: Option<String>,
     #[serde(rename = "@odata.count")]
-    count: Option<i64>,
+    pub(super) count: Option<i64>,
 }
 
 impl Graph {
@@ -160,80 +137,6 @@ impl Graph {
         Ok(DeltaPage { items: items(name, page.value)?, cursor })
     }
 
-    /// The next messages of a window. No offset is ever used: mail that comes and goes meanwhile moves nothing.
-    pub async fn arrivals(&self, folder: &str, window: Window) -> Result<Arrivals, GraphError> {
-        let (mut top, mut least, mut whole) = (PAGE, 1, true);
-        let mut requests = 0;
-        loop {
-            let url = self.window(folder, window, top, whole);
-            let listed = self.page_with_items(url, &mut requests).await;
-            let (mut items, more) = match listed {
-                // One bad item fails its whole page: a smaller one gets past it, or shows which it is.
-                Err(error) if error.is_too_much() && top > least && requests < MOST_REQUESTS => {
-                    top = smaller(top).max(least);
-                    continue;
-                }
-                // It stands in the way of all that is behind it.
-                Err(error) if error.is_too_much() && whole => {
-                    tracing::warn!(%error, "a message cannot be had whole; its content is left out");
-                    whole = false;
-                    continue;
-                }
-                listed => listed?,
-            };
-            let end = if window.newest_first { window.to } else { window.from };
-            let stands_still = items.iter().all(|item| item.received() == Some(end));
-            // A second with more messages than a page has.
-            if more && stands_still && top < LONGEST_PAGE && requests < MOST_REQUESTS {
-                if top < PAGE {
-                    least = top * 2;
-                }
-                top = if top < PAGE { least } else { LONGEST_PAGE };
-                continue;
-            }
-            // One after the other, all but the one that was too much are had whole.
-            if !whole && items.len() <= PAGE {
-                for item in &mut items {
-                    requests += 1;
-                    if let Some(told) = self.look_for(&item.id).await? {
-                        *item = told;
-                    }
-                }
-            }
-            return Ok(Arrivals { items, more, requests });
-        }
-    }
-
-    fn window(&self, folder: &str, window: Window, top: usize, whole: bool) -> Url {
-        let mut url = self.url(&["mailFolders", folder, "messages"]);
-        let filter = format!(
-            "receivedDateTime ge {} and receivedDateTime le {}",
-            moment(window.from),
-            moment(window.to)
-        );
-        let order = if window.newest_first { "receivedDateTime desc" } else { "receivedDateTime asc" };
-        let top = top.to_string();
-        add_query(&mut url, &[("$filter", &filter), ("$orderby", order), ("$top", &top)]);
-        add_query(&mut url, selected(whole));
-        url
-    }
-
-    /// The first page that is not empty, and whether more follow.
-    async fn page_with_items(&self, url: Url, requests: &mut usize) -> Result<(Vec<Told>, bool), GraphError> {
-        const NAME: &str = "graph.list_arrivals";
-        let mut url = url;
-        for _ in 0..EMPTY_PAGES {
-            *requests += 1;
-            let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
-            match page.next {
-                Some(link) if page.value.is_empty() => url = self.link(NAME, &link)?,
-                next => return Ok((items(NAME, page.value)?, next.is_some())),
-            }
-        }
-        let what = format!("{EMPTY_PAGES} empty pages");
-        Err(GraphError::Unexpected { call: NAME, what, write: false })
-    }
-
     /// One message, wherever in the mailbox it is; `None` when it is nowhere.
     pub async fn look_for(&self, id: &str) -> Result<Option<Told>, GraphError> {
         const NAME: &str = "graph.look_for_message";
@@ -265,24 +168,10 @@ impl Graph {
         let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
         items(NAME, page.value)
     }
-
-    /// How many messages of a folder arrived at or after `since`; `None` where Exchange does not say.
-    pub async fn count_arrivals(
-        &self,
-        folder: &str,
-        since: DateTime<Utc>,
-    ) -> Result<Option<i64>, GraphError> {
-        const NAME: &str = "graph.count_arrivals";
-        let mut url = self.url(&["mailFolders", folder, "messages"]);
-        let filter = format!("receivedDateTime ge {}", moment(since));
-        add_query(&mut url, &[("$filter", &filter), ("$count", "true"), ("$top", "1"), ("$select", "id")]);
-        let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
-        Ok(page.count)
-    }
 }
 
 /// A page that was too much is asked for again with so many.
-fn smaller(size: usize) -> usize {
+pub(super) fn smaller(size: usize) -> usize {
     (size / 5).max(1)
 }
 
@@ -291,11 +180,11 @@ fn page_of(size: usize) -> HeaderValue {
         .unwrap_or(HeaderValue::from_static("odata.maxpagesize=1"))
 }
 
-fn selected(whole: bool) -> &'static [(&'static str, &'static str)] {
+pub(super) fn selected(whole: bool) -> &'static [(&'static str, &'static str)] {
     if whole { &[("$select", SELECT), ("$expand", EXPAND)] } else { &[("$select", LEAN)] }
 }
 
-fn items(name: &'static str, value: Vec<Map<String, Value>>) -> Result<Vec<Told>, GraphError> {
+pub(super) fn items(name: &'static str, value: Vec<Map<String, Value>>) -> Result<Vec<Told>, GraphError> {
     value
         .into_iter()
         .map(|fields| {

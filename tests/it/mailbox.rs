@@ -4,6 +4,7 @@ mod attached;
 mod away;
 mod consents;
 mod disconnect;
+mod filled;
 mod follow;
 mod gaps;
 mod guests;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::context::Context;
 use followthrough::graph::Graph;
-use followthrough::graph::changes::{Arrivals, Told, Window};
+use followthrough::graph::arrivals::{Arrivals, Place, Window};
 use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
 use followthrough::mailbox::backfill::Turn;
 use followthrough::mailbox::pages::FillPage;
@@ -19,7 +19,7 @@ use followthrough::outcome::{Disposition, Failure};
 use followthrough::store::backfill::{Backfill, state};
 use followthrough::store::folder::Folder;
 use followthrough::store::mailbox::{self, Mailbox};
-use futures::future::{join, join_all};
+use futures::future::{OptionFuture, join, join_all};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -280,51 +280,43 @@ impl Work<'_> {
     }
 
     async fn folder(&self, mut folder: Folder) -> Result<Went, Failure> {
-        let (Some(mut before), Some(floor)) = (folder.fill_before, folder.fill_floor) else {
+        let (Some(before), Some(floor)) = (folder.fill_before, folder.fill_floor) else {
             return Ok(Went::Through);
         };
-        let mut page = self.read(&folder, floor, before).await?;
+        let window = Window { from: floor, to: before, newest_first: true };
+        let mut page = self.read(&folder, window.into()).await?;
         loop {
-            let last = page.items.last().and_then(Told::received);
-            let next = last.filter(|last| page.more && *last < before);
-            let goes_on = self.cx.now() < self.until;
+            let before = page.next.as_ref().map(Place::at);
+            let next = page.next.take().filter(|_| self.cx.now() < self.until);
             // The next page is on its way while this one is laid down.
-            let (laid, ahead) = join(self.lay_unless_in_doubt(&folder, &page, next), async {
-                match next {
-                    Some(next) if goes_on => Some(self.read(&folder, floor, next).await),
-                    _ => None,
-                }
-            })
+            let (laid, ahead) = join(
+                self.lay_unless_in_doubt(&folder, &page, before),
+                OptionFuture::from(next.map(|next| self.read(&folder, next))),
+            )
             .await;
             let laid = if let Some(laid) = laid? {
                 laid
             } else {
                 // Only now, for a lane makes one call at a time.
                 let replaced = replaced(self.cx, self.graph, self.mailbox, &page.items).await?;
-                self.lay(&folder, &page, &replaced, next).await?
+                self.lay(&folder, &page, &replaced, before).await?
             };
             if !laid {
                 return Ok(Went::Cancelled);
             }
-            folder.fill_before = next;
-            let Some(next) = next else { return Ok(Went::Through) };
-            let Some(ahead) = ahead else { return Ok(Went::OutOfTime) };
-            (page, before) = (ahead?, next);
+            folder.fill_before = before;
+            match ahead {
+                Some(ahead) => page = ahead?,
+                None if before.is_some() => return Ok(Went::OutOfTime),
+                None => return Ok(Went::Through),
+            }
         }
     }
 
-    async fn read(
-        &self,
-        folder: &Folder,
-        floor: DateTime<Utc>,
-        before: DateTime<Utc>,
-    ) -> Result<Arrivals, Failure> {
-        let window = Window { from: floor, to: before, newest_first: true };
-        match self.graph.arrivals(&folder.id, window).await {
+    async fn read(&self, folder: &Folder, place: Place) -> Result<Arrivals, Failure> {
+        match self.graph.arrivals(&folder.id, place).await {
             // The folder is gone; what stood in it is found where it is now.
-            Err(error) if error.is_not_found() => {
-                Ok(Arrivals { items: Vec::new(), more: false, requests: 1 })
-            }
+            Err(error) if error.is_not_found() => Ok(Arrivals { items: Vec::new(), next: None, requests: 1 }),
             read => Ok(read?),
         }
     }

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::context::Context;
-use followthrough::graph::changes::{Cursor, Told, Window};
+use followthrough::graph::arrivals::{Place, Window};
+use followthrough::graph::changes::{Cursor, Told};
 use followthrough::graph::{Graph, GraphError};
 use followthrough::mailbox::SeenChange;
 use followthrough::mailbox::ladder::next_look;
@@ -147,34 +148,28 @@ impl Look<'_> {
 
     /// What arrived since the newest message that is known, oldest first.
     async fn newest(&self, folder: &mut Folder, looked: &mut Looked) -> Result<(), Failure> {
-        let mut from = folder.newest.unwrap_or_else(|| self.cx.now() - OVERLAP) - LIST_OVERLAP;
-        loop {
-            let window = Window { from, to: self.cx.now() + AHEAD, newest_first: false };
-            let page = self.graph.arrivals(&folder.id, window).await?;
-            let last = page.items.last().and_then(Told::received);
-            let more = page.more && last.is_some_and(|last| last > from);
-            let taken = self.take(folder, page.items, !more, None).await?;
-            looked.changes += taken.changes();
-            match last.filter(|_| more) {
-                Some(last) => from = last,
-                None => return Ok(()),
-            }
+        let from = folder.newest.unwrap_or_else(|| self.cx.now() - OVERLAP) - LIST_OVERLAP;
+        let window = Window { from, to: self.cx.now() + AHEAD, newest_first: false };
+        let mut place = Some(Place::from(window));
+        while let Some(at) = place {
+            let page = self.graph.arrivals(&folder.id, at).await?;
+            place = page.next;
+            looked.changes += self.take(folder, page.items, place.is_none(), None).await?.changes();
         }
+        Ok(())
     }
 
     /// What is there, newest first, down to the sweep's floor or until the time is over. What stays unseen is looked
     /// for by id afterwards. Gives the number of changes.
     pub(super) async fn sweep(&self, mut folder: Folder, until: DateTime<Utc>) -> Result<usize, Failure> {
+        let (Some(to), Some(from)) = (folder.sweep_before, folder.sweep_floor) else { return Ok(0) };
         let mut changes = 0;
-        while let (Some(before), Some(floor)) = (folder.sweep_before, folder.sweep_floor)
-            && self.cx.now() < until
-        {
-            let window = Window { from: floor, to: before, newest_first: true };
-            let page = self.graph.arrivals(&folder.id, window).await?;
-            let last = page.items.last().and_then(Told::received);
-            let next = last.filter(|last| page.more && *last < before);
-            folder.sweep_before = next;
-            changes += self.take(&mut folder, page.items, true, Some(next.is_none())).await?.changes();
+        let mut place = Some(Place::from(Window { from, to, newest_first: true }));
+        while let Some(at) = place.filter(|_| self.cx.now() < until) {
+            let page = self.graph.arrivals(&folder.id, at).await?;
+            place = page.next;
+            folder.sweep_before = place.as_ref().map(Place::at);
+            changes += self.take(&mut folder, page.items, true, Some(place.is_none())).await?.changes();
         }
         Ok(changes)
     }
