@@ -96,6 +96,33 @@ impl Mailboxes {
         }))
     }
 
+    /// Its tree has changed: the next look begins with it.
+    pub async fn look_at_tree(&self, mailbox: &Mailbox) -> Result<(), Failure> {
+        let id = mailbox.id;
+        let store = &self.services.store;
+        let written: Result<_, StoreError> = store
+            .transaction("mailbox_tree", |tx| {
+                async move { mailbox::tree_changed(tx, id).await }.scope_boxed()
+            })
+            .await;
+        Ok(written?)
+    }
+
+    /// One folder cannot be followed at the moment: it is looked at less often, and the others as they are due.
+    pub async fn folder_failed(&self, folder: &Folder, failure: &Failure) -> Result<(), Failure> {
+        let (mailbox, code) = (folder.mailbox_id, failure.code.to_string());
+        tracing::warn!(%mailbox, code, message = failure.message, "a folder cannot be followed at the moment");
+        metrics::counter!("followthrough_mailbox_folder_failures_total", "code" => code).increment(1);
+        let again_at = self.now() + self.pace() * 5;
+        let store = &self.services.store;
+        let written: Result<_, StoreError> = store
+            .transaction("mailbox_folder_failed", |tx| {
+                async move { folder::put_off(tx, folder, again_at).await }.scope_boxed()
+            })
+            .await;
+        Ok(written?)
+    }
+
     /// Microsoft forgot how far one of its folders was followed.
     pub fn lost_link(&self, mailbox: &Mailbox) {
         tracing::warn!(mailbox = %mailbox.id, "a folder's delta link was lost; what it holds is read again");

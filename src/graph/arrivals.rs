@@ -5,6 +5,7 @@
 //! <https://learn.microsoft.com/graph/api/user-list-messages>
 
 use chrono::{DateTime, Utc};
+use http::StatusCode;
 use url::Url;
 
 use super::changes::{PAGE, Page, Told, items, selected, smaller};
@@ -150,18 +151,22 @@ impl Graph {
         Err(nowhere("empty pages only"))
     }
 
-    /// How many messages of a folder arrived at or after `since`; `None` where Exchange does not say.
+    /// How many messages of a folder arrived in a span of time, its end excluded; `None` where Exchange does not say, or
+    /// the folder is gone.
     pub async fn count_arrivals(
         &self,
         folder: &str,
-        since: DateTime<Utc>,
+        (from, to): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<Option<i64>, GraphError> {
         const NAME: &str = "graph.count_arrivals";
         let mut url = self.url(&["mailFolders", folder, "messages"]);
-        let filter = format!("receivedDateTime ge {}", moment(since));
+        let filter = format!("receivedDateTime ge {} and receivedDateTime lt {}", moment(from), moment(to));
         add_query(&mut url, &[("$filter", &filter), ("$count", "true"), ("$top", "1"), ("$select", "id")]);
-        let page: Page = parse(NAME, &self.send(Call::get(NAME, url), &[200]).await?, false)?;
-        Ok(page.count)
+        match self.send(Call::get(NAME, url), &[200]).await {
+            Ok(answer) => Ok(parse::<Page>(NAME, &answer, false)?.count),
+            Err(error) if error.is_not_found() || error.status() == Some(StatusCode::BAD_REQUEST) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

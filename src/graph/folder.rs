@@ -15,14 +15,10 @@ const SELECT: &str = "id,displayName,parentFolderId,childFolderCount,totalItemCo
 #[serde(rename_all = "camelCase")]
 pub struct MailFolder {
     pub id: String,
-    pub display_name: String,
+    pub display_name: Option<String>,
     pub parent_folder_id: Option<String>,
-    #[serde(default)]
-    pub child_folder_count: u32,
-    #[serde(default)]
-    pub total_item_count: i64,
-    #[serde(default)]
-    pub is_hidden: bool,
+    pub child_folder_count: Option<u32>,
+    pub is_hidden: Option<bool>,
     #[serde(rename = "@odata.type", default)]
     kind: Option<String>,
 }

@@ -242,8 +242,11 @@ impl<'a> Claims<'a> {
                         self.end(tx, &candidate, state::PARKED, cause, "approval_needed", &message).await?;
                     claims[candidate.index] = Some(ended);
                 }
-                // Ended, it would be made again at once: it waits, and is tried now and then.
-                Level::Deny if duty == Some(Duty::SyncMailbox) => {
+                // Ended, a sync would be made again at once, and a backfill would count as running for ever: they
+                // wait, and are tried now and then.
+                Level::Deny
+                    if goes_on && (candidate.standing.is_some() || duty == Some(Duty::SyncMailbox)) =>
+                {
                     let message = format!("the tool {} is not allowed any more", candidate.tool);
                     let (cause, code) = (Some(Cause::NeedsAdmin), "tool_denied");
                     let ended = self.end(tx, &candidate, state::PARKED, cause, code, &message).await?;

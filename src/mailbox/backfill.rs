@@ -19,7 +19,7 @@ use crate::store::mailbox::{self, Mailbox};
 use crate::store::{StoreError, Tx, message};
 
 /// Mail may arrive with a time a little ahead of ours.
-const AHEAD: TimeDelta = TimeDelta::minutes(5);
+pub(super) const AHEAD: TimeDelta = TimeDelta::minutes(5);
 /// How often its progress is told.
 const TELL: TimeDelta = TimeDelta::seconds(5);
 
@@ -52,7 +52,7 @@ impl Mailboxes {
                     let Some(begun) = backfill::begin(tx, id, job, floor, now).await? else {
                         return Ok(Turn::Busy);
                     };
-                    folder::begin_fill(tx, id, None, now + AHEAD, floor).await?;
+                    folder::begin_fill(tx, id, now + AHEAD, floor).await?;
                     Ok(Turn::Ours(begun))
                 }
                 .scope_boxed()
@@ -73,28 +73,41 @@ impl Mailboxes {
         Ok(written?)
     }
 
-    /// How many of a folder are stored from the backfill's floor on.
-    pub async fn stored_since(&self, folder: &Folder, floor: DateTime<Utc>) -> Result<i64, Failure> {
+    /// Was all of its past read that is to be kept? Not when somebody cancelled that.
+    pub async fn is_filled(&self, mailbox: &Mailbox) -> Result<bool, Failure> {
+        let id = mailbox.id;
+        let store = &self.services.store;
+        let filled: Result<_, StoreError> =
+            store.read(|tx| async move { backfill::find(tx, id).await }.scope_boxed()).await;
+        Ok(filled?.is_none_or(|filled| filled.state == state::COMPLETED))
+    }
+
+    /// How many of a folder are stored, of those that arrived in a span of time.
+    pub async fn stored_between(
+        &self,
+        folder: &Folder,
+        span: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<i64, Failure> {
         let store = &self.services.store;
         let count: Result<_, StoreError> = store
             .read(|tx| {
-                async move { message::count_since(tx, folder.mailbox_id, &folder.id, floor).await }
+                async move { message::count_between(tx, folder.mailbox_id, &folder.id, span).await }
                     .scope_boxed()
             })
             .await;
         Ok(count?)
     }
 
-    /// Asks for a look at a folder before anything is said to be missing in it: what was moved there since the last one
-    /// is in Microsoft's count and not yet in ours.
-    pub async fn look_first(&self, folder: &Folder) -> Result<(), Failure> {
-        let (id, now) = (folder.mailbox_id, self.now());
-        let noticed = &[(id, folder.id.clone())];
+    /// Asks for a look at the mailbox before anything is said to be missing in a folder: what was moved there since the
+    /// last one is in Microsoft's count and not yet in ours, and only the folder that it left tells of old mail.
+    pub async fn look_first(&self, mailbox: &Mailbox, folder: &Folder) -> Result<(), Failure> {
+        let (id, now) = (mailbox.id, self.now());
         let store = &self.services.store;
         let written: Result<_, StoreError> = store
             .transaction("backfill_look_first", |tx| {
                 async move {
-                    folder::noticed(tx, noticed, now).await?;
+                    folder::doubt(tx, folder, now).await?;
+                    folder::all_noticed(tx, &[id], now).await?;
                     mailbox::hurry(tx, &[id], now).await
                 }
                 .scope_boxed()
@@ -104,15 +117,12 @@ impl Mailboxes {
     }
 
     /// A folder in which something is missing is read again.
-    pub async fn fill_again(&self, folder: &Folder, floor: DateTime<Utc>) -> Result<(), Failure> {
+    pub async fn fill_again(&self, folder: &Folder) -> Result<(), Failure> {
         let before = self.now() + AHEAD;
         let store = &self.services.store;
         let written: Result<_, StoreError> = store
             .transaction("backfill_again", |tx| {
-                async move {
-                    folder::begin_fill(tx, folder.mailbox_id, Some(&folder.id), before, floor).await
-                }
-                .scope_boxed()
+                async move { folder::fill_again(tx, folder, before).await }.scope_boxed()
             })
             .await;
         Ok(written?)

@@ -2,7 +2,7 @@
 //!
 //! The invariant: an answer that something will be done is given once its job is durable.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use scoped_futures::ScopedFutureExt;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -119,7 +119,7 @@ pub async fn connect(
 /// Asks for a mailbox to be filled back; `false` while a backfill runs.
 pub async fn fill(services: &Services, mailbox: &Mailbox, days: u16) -> Result<bool> {
     let now = services.clock.now();
-    let floor = now - TimeDelta::days(days.into());
+    let floor = (now - TimeDelta::days(days.into())).trunc_subsecs(0);
     let (registry, handoff) = (&services.registry, &services.handoff);
     let rows = services
         .store

@@ -177,6 +177,8 @@ mod tests {
             lost_at: None,
             fill_before: None,
             fill_floor: None,
+            fill_again: 0,
+            doubted_at: None,
             newest: None,
             due_at: None,
             noticed_at: None,

@@ -2,12 +2,15 @@
 //!
 //! The invariant: every change of state commits with its event, and each is told once.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use scoped_futures::ScopedFutureExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Mailboxes;
+use super::backfill::AHEAD;
 use super::ladder::Capabilities;
 use crate::event::Event;
 use crate::job::Duty;
@@ -48,7 +51,8 @@ pub(crate) async fn register(
     days: u16,
     now: DateTime<Utc>,
 ) -> Result<Registered> {
-    let floor = now - TimeDelta::days(days.into());
+    // Exchange compares whole seconds.
+    let floor = (now - TimeDelta::days(days.into())).trunc_subsecs(0);
     if let Some(made) = mailbox::register(tx, workspace, user, address, floor, now).await? {
         return Ok(Registered::New(made));
     }
@@ -87,8 +91,12 @@ impl Mailboxes {
                         vec![event(mailbox, "connected", json!({"capabilities": capabilities}), now)];
                     if first && mailbox.floor < mailbox.created_at - TimeDelta::hours(1) {
                         owed.extend(want_fill(tx, registry, mailbox, mailbox.floor, now).await?);
+                        // However long the backfill waits for its turn: no look takes the past for news.
+                        folder::begin_fill(tx, mailbox.id, now + AHEAD, mailbox.floor).await?;
                     }
-                    for row in waiting(tx, registry, mailbox, &[Duty::ConnectMailbox]).await? {
+                    for row in
+                        waiting(tx, registry, mailbox, &[Duty::ConnectMailbox, Duty::FillMailbox]).await?
+                    {
                         owed.extend(submit::requeue(tx, &row, now).await?);
                     }
                     outbox::owe(tx, &owed, handoff, now).await
@@ -150,8 +158,9 @@ impl Mailboxes {
         Ok(())
     }
 
-    /// A sync is back: the next one is due when the first of its folders is, or something is to be fetched.
-    pub async fn come_back(&self, mailbox: &Mailbox, round: i64) -> Result<(), Failure> {
+    /// A sync is back: the next one is due when the first of its folders is, or something is to be fetched, but not
+    /// before `pause` is over.
+    pub async fn come_back(&self, mailbox: &Mailbox, round: i64, pause: Duration) -> Result<(), Failure> {
         let (id, now, most) = (mailbox.id, self.now(), self.services.attachment_bytes);
         let (rested, longest) = (now + self.pace() / 4, now + self.pace() * 5);
         let store = &self.services.store;
@@ -162,7 +171,7 @@ impl Mailboxes {
                     let due = folders.iter().map(|folder| folder.next_look(now));
                     // Between two rounds of fetching, others get at the mailbox's slots.
                     let content = attachment::due(tx, id, most).await?.map(|due| due.max(rested));
-                    let due = due.chain(content).min().unwrap_or(longest).min(longest);
+                    let due = due.chain(content).min().unwrap_or(longest).min(longest).max(now + pause);
                     mailbox::come_back(tx, id, round, due, Some(now)).await
                 }
                 .scope_boxed()

@@ -99,7 +99,8 @@ async fn look_after(services: &Services) -> Result<()> {
                 for mailbox in mailbox::long_out(tx, now - LONG_OUT, MOST).await? {
                     look_after_one(tx, &mailbox, now).await?;
                 }
-                let kinds = [Duty::ConnectMailbox, Duty::SyncMailbox].map(|duty| registry.for_duty(duty));
+                let kinds = [Duty::ConnectMailbox, Duty::SyncMailbox, Duty::FillMailbox]
+                    .map(|duty| registry.for_duty(duty));
                 for kind in kinds.into_iter().flatten().map(|entry| entry.spec.kind) {
                     for row in job::waiting_for_admin(tx, kind, now - PROBE, MOST).await? {
                         owed.extend(submit::requeue(tx, &row, now).await?);

@@ -3,7 +3,7 @@
 //! The invariant: the cursor is written first, under its version, and nothing is when somebody else moved it or when the
 //! mailbox is being ended. An id that left its folder is only doubted here; what became of it is found out by id.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use scoped_futures::ScopedFutureExt;
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Mailboxes;
 use super::attachments::Attaching;
-use super::content::{Laid, differs, laid_over};
+use super::content::{Detail, Laid, differs, laid_over};
 use crate::event::Event;
 use crate::graph::changes::Told;
 use crate::outbox;
@@ -193,47 +193,57 @@ impl Mailboxes {
         Ok(rows?)
     }
 
-    /// Which of these are known, with all that is kept of them.
+    /// Which of these are known.
     pub async fn known(&self, mailbox: &Mailbox, told: &[Told]) -> Result<HashSet<String>, Failure> {
+        Ok(self.rows(mailbox, told).await?.into_iter().map(|row| row.id).collect())
+    }
+
+    /// Which of these are known with all that is kept of them. A delta tells of no attachments: of a draft that got its
+    /// first one, or was sent, all is read anew.
+    pub async fn kept_whole(&self, mailbox: &Mailbox, told: &[Told]) -> Result<HashSet<String>, Failure> {
+        let rows = self.rows(mailbox, told).await?;
+        let told: HashMap<&str, &Told> = told.iter().map(|one| (one.id.as_str(), one)).collect();
+        let whole = |row: &Message| {
+            let Some(one) = told.get(row.id.as_str()) else { return false };
+            let attached = one.flag("hasAttachments") == Some(true);
+            one.flag("isDraft").is_none_or(|draft| draft == row.is_draft)
+                && (!attached || !Detail::read(&row.detail).attachments.is_empty())
+        };
+        Ok(rows.into_iter().filter(whole).map(|row| row.id).collect())
+    }
+
+    async fn rows(&self, mailbox: &Mailbox, told: &[Told]) -> Result<Vec<Message>, Failure> {
         let ids: Vec<String> = told.iter().map(|one| one.id.clone()).collect();
         let (id, ids) = (mailbox.id, &ids);
         let store = &self.services.store;
-        let rows: Result<Vec<Message>, StoreError> =
+        let rows: Result<_, StoreError> =
             store.read(|tx| async move { message::by_ids(tx, id, ids).await }.scope_boxed()).await;
-        Ok(rows?.into_iter().map(|row| row.id).collect())
+        Ok(rows?)
     }
 
-    /// Messages that seem to be known under another id: new, old. The old one is to be looked for.
+    /// Messages that may be known under other ids: new, old. The old ones are to be looked for.
     pub async fn rivals(&self, mailbox: &Mailbox, told: &[Told]) -> Result<Vec<(String, String)>, Failure> {
-        let ids: Vec<String> = told.iter().map(|one| one.id.clone()).collect();
-        let names: Vec<String> =
-            told.iter().filter_map(|one| one.text("internetMessageId").map(str::to_owned)).collect();
-        let (id, ids, names) = (mailbox.id, &ids, &names);
-        let store = &self.services.store;
-        let rows: Result<_, StoreError> = store
-            .read(|tx| {
-                async move {
-                    let known = message::by_ids(tx, id, ids).await?;
-                    Ok((known, message::by_internet_ids(tx, id, names).await?))
-                }
-                .scope_boxed()
-            })
-            .await;
-        let (known, named) = rows?;
-        let known: HashSet<&str> = known.iter().map(|row| row.id.as_str()).collect();
-        let here: HashSet<&str> = told.iter().filter(|one| !one.removed).map(|one| one.id.as_str()).collect();
-        let old: HashMap<&str, &str> = named
+        let known = self.known(mailbox, told).await?;
+        let new: Vec<(&str, &str)> = told
             .iter()
-            .filter(|row| row.state != REMOVED && !here.contains(row.id.as_str()))
-            .filter_map(|row| Some((row.internet_message_id.as_deref()?, row.id.as_str())))
+            .filter(|one| !one.removed && !known.contains(&one.id))
+            .filter_map(|one| Some((one.id.as_str(), one.text("internetMessageId")?)))
             .collect();
-        let new = told.iter().filter(|one| !one.removed && !known.contains(one.id.as_str()));
-        Ok(new
-            .filter_map(|one| {
-                let old = old.get(one.text("internetMessageId")?)?;
-                Some((one.id.clone(), (*old).to_owned()))
-            })
-            .collect())
+        let names: BTreeSet<String> = new.iter().map(|(_, name)| (*name).to_owned()).collect();
+        let (id, names) = (mailbox.id, &names.into_iter().collect::<Vec<_>>());
+        let store = &self.services.store;
+        let named: Result<_, StoreError> =
+            store.read(|tx| async move { message::named(tx, id, names).await }.scope_boxed()).await;
+        let here: HashSet<&str> = told.iter().filter(|one| !one.removed).map(|one| one.id.as_str()).collect();
+        let mut old: HashMap<String, Vec<String>> = HashMap::new();
+        for (id, name) in named?.into_iter().filter(|(id, _)| !here.contains(id.as_str())) {
+            old.entry(name).or_default().push(id);
+        }
+        let pairs = new.iter().flat_map(|(new, name)| {
+            let old = old.get(*name).map(Vec::as_slice).unwrap_or_default();
+            old.iter().map(|old| ((*new).to_owned(), old.clone()))
+        });
+        Ok(pairs.collect())
     }
 }
 

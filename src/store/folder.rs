@@ -37,6 +37,10 @@ pub struct Folder {
     pub lost_at: Option<DateTime<Utc>>,
     pub fill_before: Option<DateTime<Utc>>,
     pub fill_floor: Option<DateTime<Utc>>,
+    /// How often it was read again since it was filled.
+    pub fill_again: i64,
+    /// Since when less is stored than Microsoft counts.
+    pub doubted_at: Option<DateTime<Utc>>,
     pub newest: Option<DateTime<Utc>>,
     pub due_at: Option<DateTime<Utc>>,
     pub noticed_at: Option<DateTime<Utc>>,
@@ -74,7 +78,7 @@ pub struct Seen {
 }
 
 const COLUMNS: &str = "mailbox_id, id, parent_id, name, well_known, hidden, state, rung, link, link_kind, \
-     link_version, sweep, sweep_before, sweep_from, sweep_floor, lost_at, fill_before, fill_floor, newest, due_at, \
+     link_version, sweep, sweep_before, sweep_from, sweep_floor, lost_at, fill_before, fill_floor, fill_again, doubted_at, newest, due_at, \
      noticed_at, polled_at, changed_at, created_at, updated_at";
 
 /// All that are there, Inbox and Sent Items first.
@@ -176,6 +180,19 @@ pub async fn advance(tx: &mut Tx, folder: &Folder, now: DateTime<Utc>) -> Result
     Ok(written == 1)
 }
 
+/// It is not looked at before then, unless something is noticed in it.
+pub async fn put_off(tx: &mut Tx, folder: &Folder, due_at: DateTime<Utc>) -> Result<()> {
+    sql!(
+        tx,
+        execute,
+        "UPDATE mailbox_folders SET due_at = $3 WHERE mailbox_id = $1 AND id = $2",
+        folder.mailbox_id,
+        &folder.id,
+        due_at,
+    )?;
+    Ok(())
+}
+
 /// Where the backfill goes on in a folder, if nobody else moved it since it was read.
 pub async fn fill(
     tx: &mut Tx,
@@ -201,30 +218,45 @@ pub async fn fill(
 pub async fn begin_fill(
     tx: &mut Tx,
     mailbox: Uuid,
-    id: Option<&str>,
     before: DateTime<Utc>,
     floor: DateTime<Utc>,
 ) -> Result<()> {
-    match id {
-        None => sql!(
-            tx,
-            execute,
-            "UPDATE mailbox_folders SET fill_before = $2, fill_floor = $3 WHERE mailbox_id = $1 AND state = 'present'",
-            mailbox,
-            before,
-            floor,
-        )?,
-        Some(id) => sql!(
-            tx,
-            execute,
-            "UPDATE mailbox_folders SET fill_before = $3, fill_floor = $4 \
-             WHERE mailbox_id = $1 AND id = $2 AND state = 'present'",
-            mailbox,
-            id,
-            before,
-            floor,
-        )?,
-    };
+    sql!(
+        tx,
+        execute,
+        "UPDATE mailbox_folders SET fill_before = $2, fill_floor = $3, fill_again = 0, doubted_at = NULL \
+         WHERE mailbox_id = $1 AND state = 'present'",
+        mailbox,
+        before,
+        floor,
+    )?;
+    Ok(())
+}
+
+/// One is filled once more.
+pub async fn fill_again(tx: &mut Tx, folder: &Folder, before: DateTime<Utc>) -> Result<()> {
+    sql!(
+        tx,
+        execute,
+        "UPDATE mailbox_folders SET fill_before = $3, fill_again = fill_again + 1, doubted_at = NULL \
+         WHERE mailbox_id = $1 AND id = $2 AND state = 'present'",
+        folder.mailbox_id,
+        &folder.id,
+        before,
+    )?;
+    Ok(())
+}
+
+/// Less is stored of it than Microsoft counts.
+pub async fn doubt(tx: &mut Tx, folder: &Folder, now: DateTime<Utc>) -> Result<()> {
+    sql!(
+        tx,
+        execute,
+        "UPDATE mailbox_folders SET doubted_at = $3 WHERE mailbox_id = $1 AND id = $2",
+        folder.mailbox_id,
+        &folder.id,
+        now,
+    )?;
     Ok(())
 }
 

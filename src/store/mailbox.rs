@@ -223,6 +223,11 @@ pub async fn tend(tx: &mut Tx, id: Uuid, at: DateTime<Utc>) -> Result<()> {
     Ok(())
 }
 
+pub async fn tree_changed(tx: &mut Tx, id: Uuid) -> Result<()> {
+    sql!(tx, execute, "UPDATE mailboxes SET tree_at = NULL WHERE id = $1", id)?;
+    Ok(())
+}
+
 pub async fn tree_seen(tx: &mut Tx, id: Uuid, at: DateTime<Utc>) -> Result<()> {
     sql!(tx, execute, "UPDATE mailboxes SET tree_at = $2 WHERE id = $1", id, at)?;
     Ok(())

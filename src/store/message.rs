@@ -3,6 +3,8 @@
 //! The invariant: an id is compared byte by byte and never changed in spelling; a message that left its folder is
 //! `doubtful` until it was looked for by id, and only then `removed`.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
@@ -47,33 +49,52 @@ const COLUMNS: &str = "mailbox_id, id, folder_id, internet_message_id, conversat
 
 /// In one statement.
 const MOST_LOOKS: usize = 64;
+const MOST_NAMESAKES: i64 = 5;
 
 pub async fn find(tx: &mut Tx, mailbox: Uuid, id: &str) -> Result<Option<Message>> {
     Ok(by_ids(tx, mailbox, &[id.to_owned()]).await?.pop())
 }
 
-pub async fn by_ids(tx: &mut Tx, mailbox: Uuid, ids: &[String]) -> Result<Vec<Message>> {
-    by(tx, mailbox, "id", ids).await
-}
-
-pub async fn by_internet_ids(tx: &mut Tx, mailbox: Uuid, ids: &[String]) -> Result<Vec<Message>> {
-    by(tx, mailbox, "internet_message_id", ids).await
-}
-
 /// One look into the index for each. As a list of ids PostgreSQL reads the whole mailbox for them, and goes on doing so,
 /// when it made its plan while the table was small.
-async fn by(tx: &mut Tx, mailbox: Uuid, column: &'static str, ids: &[String]) -> Result<Vec<Message>> {
+pub async fn by_ids(tx: &mut Tx, mailbox: Uuid, ids: &[String]) -> Result<Vec<Message>> {
     let mut found = Vec::new();
     for some in ids.chunks(MOST_LOOKS) {
         found.extend(sql_many!(tx, all Message, |query| {
             let mut looks = query.separated(" UNION ALL ");
             for (id, again) in padded(some, |_| 0) {
                 looks.push("SELECT ").push_unseparated(COLUMNS).push_unseparated(" FROM messages WHERE mailbox_id = ");
-                looks.push_bind_unseparated(mailbox).push_unseparated(" AND ").push_unseparated(column);
-                looks.push_unseparated(" = ").push_bind_unseparated((!again).then(|| id.clone()));
+                looks.push_bind_unseparated(mailbox).push_unseparated(" AND id = ");
+                looks.push_bind_unseparated((!again).then(|| id.clone()));
             }
         })?);
     }
+    Ok(found)
+}
+
+/// Ids and names of those that are here under one of these names (Message-IDs). A name that many have is none.
+pub async fn named(tx: &mut Tx, mailbox: Uuid, names: &[String]) -> Result<Vec<(String, String)>> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for some in names.chunks(MOST_LOOKS) {
+        found.extend(sql_many!(tx, all(String, String), |query| {
+            let mut looks = query.separated(" UNION ALL ");
+            for (name, again) in padded(some, |_| 0) {
+                looks.push(
+                    "SELECT id, internet_message_id FROM (SELECT id, internet_message_id FROM messages \
+                     WHERE state <> 'removed' AND mailbox_id = ",
+                );
+                looks.push_bind_unseparated(mailbox).push_unseparated(" AND internet_message_id = ");
+                looks.push_bind_unseparated((!again).then(|| name.clone()));
+                looks.push_unseparated(" LIMIT ").push_bind_unseparated(MOST_NAMESAKES + 1);
+                looks.push_unseparated(") AS looked");
+            }
+        })?);
+    }
+    let mut times: HashMap<String, i64> = HashMap::new();
+    for (_, name) in &found {
+        *times.entry(name.clone()).or_default() += 1;
+    }
+    found.retain(|(_, name)| times.get(name).is_some_and(|times| *times <= MOST_NAMESAKES));
     Ok(found)
 }
 
@@ -267,15 +288,21 @@ pub async fn list(tx: &mut Tx, mailbox: Uuid, filter: &Filter) -> Result<Vec<Mes
 }
 
 /// How many of a folder are there from `floor` on.
-pub async fn count_since(tx: &mut Tx, mailbox: Uuid, folder: &str, floor: DateTime<Utc>) -> Result<i64> {
+pub async fn count_between(
+    tx: &mut Tx,
+    mailbox: Uuid,
+    folder: &str,
+    (from, to): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<i64> {
     let (count,) = sql!(
         tx,
         one(i64,),
         "SELECT COUNT(*) FROM messages WHERE mailbox_id = $1 AND folder_id = $2 AND received_at >= $3 \
-         AND state = 'present'",
+         AND received_at < $4 AND state = 'present'",
         mailbox,
         folder,
-        floor,
+        from,
+        to,
     )?;
     Ok(count)
 }

@@ -208,6 +208,13 @@ pub const METRICS: &[Metric] = &[
         "times that notifications of a mailbox, proven before, failed to tell of three messages in a row",
     ),
     metric(
+        "followthrough_mailbox_folder_failures_total",
+        Counter,
+        Unit::Count,
+        &["code"],
+        "looks at a folder that failed while the others of its mailbox went on, by the code of why",
+    ),
+    metric(
         "followthrough_mailbox_links_lost_total",
         Counter,
         Unit::Count,

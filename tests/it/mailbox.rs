@@ -16,4 +16,5 @@ mod polls;
 mod silence;
 pub(crate) mod support;
 mod throttled;
+mod unequal;
 mod wrong;

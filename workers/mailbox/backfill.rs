@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use followthrough::context::Context;
 use followthrough::graph::Graph;
 use followthrough::graph::arrivals::{Arrivals, Place, Window};
@@ -15,7 +15,7 @@ use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
 use followthrough::mailbox::backfill::Turn;
 use followthrough::mailbox::pages::FillPage;
 use followthrough::oauth::scopes::Integration;
-use followthrough::outcome::{Disposition, Failure};
+use followthrough::outcome::{Cause, Disposition, Failure};
 use followthrough::store::backfill::{Backfill, state};
 use followthrough::store::folder::Folder;
 use followthrough::store::mailbox::{self, Mailbox};
@@ -24,7 +24,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sync::replaced;
+use super::sync::{no_access, replaced};
 use super::{READ, connect, said};
 
 /// Short enough for a drain to wait for.
@@ -32,7 +32,7 @@ const SLICE: TimeDelta = TimeDelta::seconds(15);
 /// Calls at once.
 const LANES: u16 = 2;
 /// Folders in which something is missing are read again this often.
-const AGAIN: usize = 2;
+const AGAIN: i64 = 2;
 
 /// Fills a connected mailbox back, by days or to a moment.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -105,6 +105,8 @@ impl Job for MailboxBackfill {
             (Some(days), _) => cx.now() - TimeDelta::days(days.into()),
             (None, since) => since.unwrap_or(mailbox.floor),
         };
+        // Exchange compares whole seconds.
+        let floor = floor.trunc_subsecs(0);
         match cx.mailboxes().fill(&mailbox, cx.effect_id("backfill"), floor).await? {
             Turn::Busy => Err(Failure::reject(
                 "backfill_running",
@@ -125,7 +127,12 @@ fn told(backfill: &Backfill) -> MailboxFilled {
 
 /// However long Microsoft is away, a backfill only waits.
 fn put_off(cx: &Context, failure: Failure) -> Failure {
-    let Disposition::Retry { after } = failure.disposition else { return failure };
+    let after = match failure.disposition {
+        Disposition::Retry { after } => after,
+        // Reading needs no room, and a mailbox is tidied up without a word to us.
+        Disposition::Park(Cause::MailboxFull) => None,
+        _ => return failure,
+    };
     Failure {
         disposition: Disposition::Defer {
             until: cx.now() + after.unwrap_or_default().max(cx.mailboxes().pace() / 4),
@@ -143,11 +150,11 @@ async fn slice(
     let graph = cx.graph()?.of_mailbox(&mailbox.address);
     let until = cx.now() + SLICE;
     if backfill.expected.is_none() {
-        let counts = counts(cx, &graph, mailbox, backfill.floor).await?;
+        let counts = counts(cx, &graph, mailbox, backfill).await?;
         let expected = counts.iter().map(|(_, there)| there).sum();
         cx.mailboxes().expects(backfill, expected).await?;
     }
-    for _ in 0..=AGAIN {
+    loop {
         let folders = cx.mailboxes().folders(mailbox).await?.into_iter().filter(Folder::fills);
         let work =
             Work { cx, graph: &graph, mailbox, backfill, until, folders: Mutex::new(folders.collect()) };
@@ -157,12 +164,13 @@ async fn slice(
             went = went.worse(lane?);
         }
         match went {
-            Went::Cancelled => {
-                let over = cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await?;
-                return Ok(Some(match over {
-                    Turn::Over(backfill) => told(&backfill),
-                    _ => MailboxFilled { state: state::CANCELLED.into(), ..told(backfill) },
-                }));
+            Went::Stopped => {
+                return Ok(match cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await? {
+                    Turn::Over(backfill) => Some(told(&backfill)),
+                    Turn::Busy => Some(MailboxFilled { state: state::CANCELLED.into(), ..told(backfill) }),
+                    // A folder was deleted while a page of it was on its way.
+                    Turn::Ours(_) => None,
+                });
             }
             Went::OutOfTime => return Ok(None),
             Went::Through => {}
@@ -187,16 +195,21 @@ async fn slice(
     }
 }
 
-/// How many each folder holds from `floor` on, where Microsoft counts them; a lane asks for one at a time here, too.
+/// What was there when it began. Both sides are counted up to then, or live mail would always be missing in one of them.
+fn span(backfill: &Backfill) -> (DateTime<Utc>, DateTime<Utc>) {
+    (backfill.floor, backfill.started_at.trunc_subsecs(0))
+}
+
+/// How many each folder holds, where Microsoft counts them; a lane asks for one at a time here, too.
 async fn counts(
     cx: &Context,
     graph: &Graph,
     mailbox: &Mailbox,
-    floor: DateTime<Utc>,
+    backfill: &Backfill,
 ) -> Result<Vec<(Folder, i64)>, Failure> {
     let folders = cx.mailboxes().folders(mailbox).await?;
     let count = |folder: Folder| async move {
-        let there = graph.count_arrivals(&folder.id, floor).await?;
+        let there = graph.count_arrivals(&folder.id, span(backfill)).await?;
         Ok::<_, Failure>(there.map(|there| (folder, there)))
     };
     let lanes = usize::from(cx.permits().min(LANES));
@@ -205,12 +218,19 @@ async fn counts(
 }
 
 /// What the counts of all folders say.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Proof {
     Whole,
-    /// Some are read again.
-    Missing,
     /// Some are looked at first.
     Open,
+    /// Some are read again.
+    Missing,
+}
+
+impl Proof {
+    fn worse(self, other: Self) -> Self {
+        self.max(other)
+    }
 }
 
 /// Is less stored than Microsoft counts? Those folders are read again, unless a look at what has changed explains it.
@@ -221,26 +241,38 @@ async fn proof(
     backfill: &Backfill,
 ) -> Result<Proof, Failure> {
     let mut proof = Proof::Whole;
-    for (folder, there) in counts(cx, graph, mailbox, backfill.floor).await? {
-        let stored = cx.mailboxes().stored_since(&folder, backfill.floor).await?;
+    let seen = seen_as_of(cx, mailbox).await?;
+    for (folder, there) in counts(cx, graph, mailbox, backfill).await? {
+        let stored = cx.mailboxes().stored_between(&folder, span(backfill)).await?;
         if stored >= there {
             continue;
         }
-        let asked = folder.noticed_at.is_some_and(|at| at >= backfill.started_at);
-        if asked && folder.noticed_at <= folder.polled_at {
-            tracing::warn!(there, stored, "a folder holds more than was read of it; it is read again");
-            cx.mailboxes().fill_again(&folder, backfill.floor).await?;
-            proof = Proof::Missing;
+        let Some(doubted_at) = folder.doubted_at else {
+            cx.mailboxes().look_first(mailbox, &folder).await?;
+            proof = proof.worse(Proof::Open);
             continue;
-        }
-        if !asked {
-            cx.mailboxes().look_first(&folder).await?;
-        }
-        if matches!(proof, Proof::Whole) {
-            proof = Proof::Open;
+        };
+        let looked = seen >= Some(doubted_at) || cx.now() > doubted_at + cx.mailboxes().pace() * 10;
+        if !looked {
+            proof = proof.worse(Proof::Open);
+        } else if folder.fill_again < AGAIN {
+            tracing::warn!(there, stored, "a folder holds more than was read of it; it is read again");
+            cx.mailboxes().fill_again(&folder).await?;
+            proof = proof.worse(Proof::Missing);
+        } else {
+            tracing::warn!(there, stored, "a folder is said to hold more than can be read of it");
         }
     }
     Ok(proof)
+}
+
+/// All that happened in the mailbox before then is known; `None` while something is not.
+async fn seen_as_of(cx: &Context, mailbox: &Mailbox) -> Result<Option<DateTime<Utc>>, Failure> {
+    if !cx.mailboxes().doubtful(mailbox, 1).await?.is_empty() {
+        return Ok(None);
+    }
+    let folders = cx.mailboxes().folders(mailbox).await?;
+    Ok(folders.iter().map(|folder| folder.polled_at).min().flatten())
 }
 
 /// How a lane ended.
@@ -248,7 +280,8 @@ async fn proof(
 enum Went {
     Through,
     OutOfTime,
-    Cancelled,
+    /// Cancelled, or a folder is not there any more.
+    Stopped,
 }
 
 impl Went {
@@ -302,7 +335,7 @@ impl Work<'_> {
                 self.lay(&folder, &page, &replaced, before).await?
             };
             if !laid {
-                return Ok(Went::Cancelled);
+                return Ok(Went::Stopped);
             }
             folder.fill_before = before;
             match ahead {
@@ -315,8 +348,11 @@ impl Work<'_> {
 
     async fn read(&self, folder: &Folder, place: Place) -> Result<Arrivals, Failure> {
         match self.graph.arrivals(&folder.id, place).await {
-            // The folder is gone; what stood in it is found where it is now.
-            Err(error) if error.is_not_found() => Ok(Arrivals { items: Vec::new(), next: None, requests: 1 }),
+            Err(error) if error.is_not_found() => match self.graph.folder("inbox").await? {
+                // The folder is gone; what stood in it is found where it is now.
+                Some(_) => Ok(Arrivals { items: Vec::new(), next: None, requests: 1 }),
+                None => Err(no_access(error)),
+            },
             read => Ok(read?),
         }
     }
@@ -334,7 +370,7 @@ impl Work<'_> {
         self.lay(folder, page, &[], before).await.map(Some)
     }
 
-    /// `false` when the backfill was cancelled.
+    /// `false` when the backfill was cancelled, or the folder deleted.
     async fn lay(
         &self,
         folder: &Folder,

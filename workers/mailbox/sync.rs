@@ -16,6 +16,7 @@ use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
 use followthrough::mailbox::ladder::{Capabilities, Capability, Proof};
 use followthrough::oauth::scopes::Integration;
 use followthrough::outcome::{Cause, Classify as _, Disposition, Failure};
+use followthrough::store::folder::Folder;
 use followthrough::store::mailbox::{Mailbox, state};
 use followthrough::store::message::Message;
 use schemars::JsonSchema;
@@ -31,6 +32,8 @@ const TREE: TimeDelta = TimeDelta::minutes(10);
 const DOUBTS: i64 = 200;
 /// A look that takes longer goes on as another.
 const SLICE: TimeDelta = TimeDelta::seconds(60);
+/// More than these are not each for themselves.
+const MOST_FAILED: usize = 3;
 /// A sweep that takes longer goes on after the next look at what is new.
 const SWEEP: TimeDelta = TimeDelta::seconds(15);
 
@@ -97,13 +100,15 @@ impl Job for MailboxSync {
             return Ok(MailboxSynced { changes: 0 });
         }
         match look(cx, &mailbox).await {
-            Ok(changes) => {
+            Ok(seen) => {
                 if mailbox.state == state::DEGRADED {
                     cx.mailboxes().opened(&mailbox, &Capabilities::read(&mailbox.capabilities)).await?;
                 }
                 let round = if self.round == 0 { mailbox.round } else { self.round };
-                cx.mailboxes().come_back(&mailbox, round).await?;
-                Ok(MailboxSynced { changes })
+                // One folder that fails is no reason to ask for it all the time.
+                let pause = if seen.failed.is_empty() { Duration::ZERO } else { cx.mailboxes().pace() };
+                cx.mailboxes().come_back(&mailbox, round, pause).await?;
+                Ok(MailboxSynced { changes: seen.changes })
             }
             Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
         }
@@ -115,47 +120,86 @@ impl Job for MailboxSync {
 fn put_off(cx: &Context, failure: Failure) -> Failure {
     let after = match failure.disposition {
         Disposition::Retry { after } => after,
-        Disposition::Reject => None,
+        // Reading needs no room, and a mailbox is tidied up without a word to us.
+        Disposition::Reject | Disposition::Park(Cause::MailboxFull) => None,
         _ => return failure,
     };
     let wait = after.unwrap_or_default().max(cx.mailboxes().pace());
     Failure { disposition: Disposition::Defer { until: cx.now() + wait }, ..failure }
 }
 
-async fn look(cx: &Context, mailbox: &Mailbox) -> Result<usize, Failure> {
-    let graph = cx.graph()?.of_mailbox(&mailbox.address);
-    let until = cx.now() + SLICE;
-    look_at_tree(cx, &graph, mailbox).await?;
-    if mailbox.tend_at.is_none_or(|at| at <= cx.now()) {
-        subscriptions::tend(cx, &graph, mailbox).await?;
+/// What one look came to.
+#[derive(Default)]
+struct Seen {
+    changes: usize,
+    refused: Option<String>,
+    /// What is wrong with single folders stands in no other's way.
+    failed: Vec<Failure>,
+}
+
+impl Seen {
+    /// Gives the failure back when it concerns the whole mailbox.
+    async fn add<T>(
+        &mut self,
+        cx: &Context,
+        folder: &Folder,
+        came: Result<T, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        match came {
+            Ok(came) => Ok(Some(came)),
+            Err(failure) if is_of_folder(folder, &failure) && self.failed.len() < MOST_FAILED => {
+                cx.mailboxes().folder_failed(folder, &failure).await?;
+                self.failed.push(failure);
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
     }
-    let (mut changes, mut refused, mut failed) = (0, None, None);
-    let look = Look { cx, graph: &graph, mailbox };
+}
+
+/// A network that fails, a throttle and what a person must do concern all folders; a refusal of the Inbox does, too.
+fn is_of_folder(folder: &Folder, failure: &Failure) -> bool {
+    match failure.disposition {
+        Disposition::Reject => true,
+        Disposition::Retry { .. } => {
+            failure.cool_down.is_none() && !matches!(&*failure.code, "unreachable" | "unanswered")
+        }
+        Disposition::Park(Cause::NeedsAdmin) => !folder.is_well_known("inbox"),
+        _ => false,
+    }
+}
+
+async fn look(cx: &Context, mailbox: &Mailbox) -> Result<Seen, Failure> {
+    let graph = cx.graph()?.of_mailbox(&mailbox.address);
+    look_at_tree(cx, &graph, mailbox).await?;
+    let mut seen = Seen::default();
+    let look = Look { cx, graph: &graph, mailbox, until: cx.now() + SLICE };
     for folder in cx.mailboxes().folders(mailbox).await? {
-        if cx.now() > until {
+        if cx.now() > look.until {
             break;
         }
         if folder.next_look(cx.now()) <= cx.now() {
-            match look.at(folder).await {
-                Ok(looked) => {
-                    changes += looked.changes;
-                    refused = refused.or(looked.refused);
-                }
-                // What is wrong with one folder stands in no other's way.
-                Err(failure) if failure.disposition == Disposition::Reject => failed = Some(failure),
-                Err(failure) => return Err(failure),
+            let came = look.at(folder.clone()).await;
+            if let Some(looked) = seen.add(cx, &folder, came).await? {
+                seen.changes += looked.changes;
+                seen.refused = seen.refused.or(looked.refused);
             }
         }
     }
     // What is new in any folder comes before what is swept.
     let until = cx.now() + SWEEP;
     for folder in cx.mailboxes().folders(mailbox).await? {
-        changes += look.sweep(folder, until).await?;
+        let came = look.sweep(folder.clone(), until).await;
+        seen.changes += seen.add(cx, &folder, came).await?.unwrap_or_default();
     }
     look_for_doubtful(cx, &graph, mailbox).await?;
-    tell_rung(cx, mailbox, refused).await?;
+    tell_rung(cx, mailbox, seen.refused.take()).await?;
     attachments::fetch(cx, &graph, mailbox).await?;
-    failed.map_or(Ok(changes), Err)
+    // Nothing depends on them, so nothing waits for them.
+    if mailbox.tend_at.is_none_or(|at| at <= cx.now()) {
+        subscriptions::tend(cx, &graph, mailbox).await?;
+    }
+    Ok(seen)
 }
 
 async fn look_at_tree(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<(), Failure> {
@@ -174,7 +218,7 @@ async fn look_at_tree(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<
 }
 
 /// Exchange says "not found" of a mailbox that is not shared any more.
-fn no_access(error: followthrough::graph::GraphError) -> Failure {
+pub(super) fn no_access(error: followthrough::graph::GraphError) -> Failure {
     if error.is_not_found() {
         let message = "the user may not read the mailbox any more: grant Full Access on it in Exchange";
         return Failure { code: "no_mailbox_access".into(), message: message.into(), ..Failure::from(error) }
@@ -185,8 +229,17 @@ fn no_access(error: followthrough::graph::GraphError) -> Failure {
 
 /// Whatever left its folder stands in another one, or nowhere.
 async fn look_for_doubtful(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<(), Failure> {
+    let until = cx.now() + SWEEP;
     for message in cx.mailboxes().doubtful(mailbox, DOUBTS).await? {
-        match graph.look_for(&message.id).await? {
+        if cx.now() > until {
+            break;
+        }
+        let found = match graph.look_for(&message.id).await {
+            // It is there, and cannot be had.
+            Err(error) if error.is_too_much() => continue,
+            found => found?,
+        };
+        match found {
             Some(told) => drop(cx.mailboxes().take_found(mailbox, &told, &[]).await?),
             None => match renamed(cx, graph, mailbox, &message).await? {
                 Some(told) => {

@@ -25,11 +25,16 @@ pub(super) async fn read(graph: &Graph, known: &[(String, String)]) -> Result<Ve
     let mut seen: Vec<Seen> = Vec::new();
     let mut places: VecDeque<Option<String>> = VecDeque::from([None]);
     while let Some(place) = places.pop_front() {
-        for folder in graph.folders(place.as_deref()).await? {
+        let folders = match graph.folders(place.as_deref()).await {
+            // It was deleted since it was listed, or moved to where it is listed as well.
+            Err(error) if error.is_not_found() && place.is_some() => continue,
+            folders => folders?,
+        };
+        for folder in folders {
             if folder.is_search() || seen.iter().any(|one| one.id == folder.id) {
                 continue;
             }
-            if folder.child_folder_count > 0 && seen.len() < MOST_FOLDERS {
+            if folder.child_folder_count > Some(0) && seen.len() < MOST_FOLDERS {
                 places.push_back(Some(folder.id.clone()));
             }
             seen.push(one(folder, &names));
@@ -43,8 +48,8 @@ fn one(folder: MailFolder, names: &[(String, String)]) -> Seen {
     Seen {
         id: folder.id,
         parent_id: folder.parent_folder_id,
-        name: folder.display_name,
+        name: folder.display_name.unwrap_or_default(),
         well_known,
-        hidden: folder.is_hidden,
+        hidden: folder.is_hidden.unwrap_or_default(),
     }
 }

@@ -1,10 +1,66 @@
 //! What a backfill asks Microsoft for, and what it does not ask for twice.
 
 use chrono::{TimeDelta, Utc};
-use followthrough_tests::world::Pair;
-use m365_sim::graph::NewMessage;
+use followthrough_tests::world::{Pair, World};
+use m365_sim::Fault;
+use m365_sim::fault::When;
+use m365_sim::graph::{Fill, NewMessage};
 
-use super::support::{SHARED, connect, consented, filled, heard, leave, once_each, stored_ids};
+use super::support::{
+    SHARED, connect, consented, filled, folders, heard, in_step, leave, once_each, stored_ids,
+};
+
+/// Lists of a folder's past, without the counts.
+fn lists(world: &World, folder: &str) -> usize {
+    let path = format!("/mailFolders/{folder}/messages");
+    let calls = world.sim().calls();
+    calls.iter().filter(|call| call.path.ends_with(&path) && call.query.contains("$orderby")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moves_into_a_folder_that_was_read_does_not_make_it_be_read_again() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = consented(pair).await else { continue };
+        world.sim().graph().fill(SHARED, &Fill { messages: 1_000, folders: 4, ..Fill::default() });
+        let (inbox, quiet) = {
+            let mut graph = world.sim().graph();
+            let mailbox = graph.mailbox(SHARED);
+            (mailbox.folder_id("Inbox").expect("Inbox"), mailbox.folder_id("Project 2").expect("a folder"))
+        };
+        // Its first list: the call before it counts.
+        let list = Fault::hold(When::Before).method("GET");
+        let held = world.sim().inject(list.path(&format!("*/mailFolders/{inbox}/messages")).nth(2));
+        connect(&world, 31).await;
+        world.until("the Inbox is about to be read", || async { world.sim().holds(held) }).await;
+        let others_are_read = || async {
+            let all = folders(&world).await;
+            let mut others = all.iter().filter(|folder| folder.id != inbox);
+            others.all(|folder| folder.polled_at.is_some() && !folder.fills())
+        };
+        world.until("the others are read and looked at", others_are_read).await;
+        let before = lists(&world, &quiet);
+        assert!(before > 1, "{before}");
+        {
+            let mut graph = world.sim().graph();
+            let mut mailbox = graph.mailbox(SHARED);
+            let ids: Vec<String> = mailbox.folder("Project 1").iter().take(9).filter_map(id).collect();
+            assert!(ids.len() == 9 && ids.iter().all(|id| mailbox.move_message(id, "Project 2")));
+        }
+        world.sim().release(held);
+        filled(&world).await;
+        assert_eq!(lists(&world, &quiet), before, "it was read again");
+        in_step(&world).await;
+        once_each(&world).await;
+        let ended = &heard(&world, "mailbox.backfill.completed")[0]["data"];
+        assert_eq!(ended["found"], 1_000, "{ended}");
+        leave(&world).await;
+        world.close().await;
+    }
+}
+
+fn id(message: &serde_json::Value) -> Option<String> {
+    Some(message["id"].as_str()?.to_owned())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_that_holds_more_messages_than_any_page_stops_nothing() {

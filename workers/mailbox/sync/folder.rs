@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use followthrough::context::Context;
 use followthrough::graph::arrivals::{Place, Window};
 use followthrough::graph::changes::{Cursor, Told};
@@ -14,7 +14,7 @@ use followthrough::graph::{Graph, GraphError};
 use followthrough::mailbox::SeenChange;
 use followthrough::mailbox::ladder::next_look;
 use followthrough::mailbox::pages::{PollPage, Taken};
-use followthrough::outcome::{Classify as _, Disposition, Failure};
+use followthrough::outcome::Failure;
 use followthrough::store::folder::Folder;
 use followthrough::store::mailbox::Mailbox;
 
@@ -28,13 +28,13 @@ const LIST_OVERLAP: TimeDelta = TimeDelta::minutes(2);
 /// What no change told of is found by reading the last days again, once a day.
 const DAILY: TimeDelta = TimeDelta::hours(24);
 const SWEPT: TimeDelta = TimeDelta::days(3);
-/// A link that always leads on is going in circles.
-const MOST_PAGES: usize = 2_000;
 
 pub(super) struct Look<'a> {
     pub(super) cx: &'a Context,
     pub(super) graph: &'a Graph,
     pub(super) mailbox: &'a Mailbox,
+    /// A round that takes longer goes on as another look.
+    pub(super) until: DateTime<Utc>,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Look<'_> {
         let daily = folder.sweep_from.unwrap_or(folder.created_at) + DAILY <= self.cx.now();
         // Where delta was refused it is tried again once a day, with the sweep.
         let listed = folder.rung == "list" && !daily;
-        let mut folder = self.begin(folder, daily);
+        let mut folder = self.begin(folder, daily).await?;
         if listed {
             self.newest(&mut folder, &mut looked).await?;
             looked.refused = Some("delta_refused".to_owned());
@@ -60,13 +60,15 @@ impl Look<'_> {
             match self.round(&mut folder, &mut looked).await {
                 Ok(()) => {}
                 Err(Trouble::Refused(reason)) => {
+                    // The link is kept: it knows what happened until delta is to be had again.
                     "list".clone_into(&mut folder.rung);
-                    (folder.link, folder.link_kind) = (None, None);
                     self.newest(&mut folder, &mut looked).await?;
                     looked.refused = Some(reason);
                 }
-                // The folder is gone: the next look at the tree finds that out.
-                Err(Trouble::Gone) => return Ok(looked),
+                Err(Trouble::Gone) => {
+                    self.cx.mailboxes().look_at_tree(self.mailbox).await?;
+                    return Err(Failure::retry("folder_gone", "a folder is not there any more"));
+                }
                 Err(Trouble::Other(failure)) => return Err(failure),
             }
         }
@@ -77,15 +79,28 @@ impl Look<'_> {
         Ok(looked)
     }
 
-    fn begin(&self, mut folder: Folder, daily: bool) -> Folder {
+    async fn begin(&self, mut folder: Folder, daily: bool) -> Result<Folder, Failure> {
         // A folder that appeared later was never filled: what it holds is read once.
         let unread = folder.link.is_none() && folder.polled_at.is_none() && folder.fill_floor.is_none();
         if folder.sweep_before.is_none() && (unread || daily) {
-            let whole = unread || folder.lost_at.take().is_some();
+            let whole = unread || folder.lost_at.take().is_some() || self.holds_more(&folder).await?;
             let floor = if whole { self.floor(&folder) } else { self.cx.now() - SWEPT };
             begin_sweep(&mut folder, floor, self.cx.now());
         }
-        folder
+        Ok(folder)
+    }
+
+    /// Does it hold more than is stored? A delta that began at some time tells nothing of older mail that is put into
+    /// the folder later, as when somebody drags it there from a mailbox of their own.
+    async fn holds_more(&self, folder: &Folder) -> Result<bool, Failure> {
+        let Some(seen) = folder.polled_at else { return Ok(false) };
+        if folder.fills() || !self.cx.mailboxes().is_filled(self.mailbox).await? {
+            return Ok(false);
+        }
+        let span = (self.floor(folder), (seen - OVERLAP).trunc_subsecs(0));
+        // A remark: what is wrong with the folder is found out by the look itself.
+        let Ok(Some(there)) = self.graph.count_arrivals(&folder.id, span).await else { return Ok(false) };
+        Ok(there > self.cx.mailboxes().stored_between(folder, span).await?)
     }
 
     /// Older mail was never read in it.
@@ -93,27 +108,20 @@ impl Look<'_> {
         folder.fill_floor.map_or(self.mailbox.floor, |filled| filled.min(self.mailbox.floor))
     }
 
-    /// Pages of the delta until the round is at its end.
+    /// Pages of the delta until the round is at its end, or the time is over.
     async fn round(&self, folder: &mut Folder, looked: &mut Looked) -> Result<(), Trouble> {
         let mut seen_links = HashSet::new();
-        for _ in 0..MOST_PAGES {
+        let mut lost = false;
+        loop {
+            let asked_at = self.cx.now();
             let asked = match &folder.link {
                 Some(link) => self.graph.go_on(link).await,
-                None => self.graph.begin_delta(&folder.id, self.cx.now() - OVERLAP).await,
+                None => self.graph.begin_delta(&folder.id, asked_at - OVERLAP).await,
             };
             let page = match asked {
-                Err(error) if error.is_cursor_lost() && folder.link.is_some() => {
-                    self.cx.mailboxes().lost_link(self.mailbox);
-                    (folder.link, folder.link_kind) = (None, None);
-                    // Mail of any age may have been moved or deleted since. The newest comes first, so that what
-                    // arrived meanwhile does not wait. What is being read for the first time is not read twice.
-                    let floor = if folder.fills() {
-                        folder.lost_at = Some(self.cx.now());
-                        folder.polled_at.unwrap_or(folder.created_at) - OVERLAP
-                    } else {
-                        self.floor(folder)
-                    };
-                    begin_sweep(folder, floor, self.cx.now());
+                Err(error) if error.is_cursor_lost() && folder.link.is_some() && !lost => {
+                    lost = true;
+                    self.lose_link(folder);
                     continue;
                 }
                 asked => asked.map_err(|error| trouble(folder, error))?,
@@ -123,38 +131,60 @@ impl Look<'_> {
                 Cursor::Delta(link) => (link.clone(), "delta"),
             };
             if kind == "next" && !seen_links.insert(link.clone()) {
-                return Err(Failure::retry("link_repeats", "a next link came a second time").into());
+                if lost {
+                    return Err(Failure::retry("link_repeats", "a next link came a second time").into());
+                }
+                // It leads in circles, today and tomorrow.
+                lost = true;
+                self.lose_link(folder);
+                continue;
             }
             let ended = kind == "delta";
             let told = self.whole(page.items).await?;
             "delta".clone_into(&mut folder.rung);
             (folder.link, folder.link_kind) = (Some(link), Some(kind.to_owned()));
-            let at = |one: &Told| one.received().or(one.at("lastModifiedDateTime")).unwrap_or(self.cx.now());
+            let at = |one: &Told| one.received().or(one.at("lastModifiedDateTime")).unwrap_or(asked_at);
             let times: HashMap<String, DateTime<Utc>> =
                 told.iter().map(|one| (one.id.clone(), at(one))).collect();
-            let taken = self.take(folder, told, ended, None).await?;
+            let taken = self.take(folder, told, ended.then_some(asked_at)).await?;
             looked.changes += taken.changes();
             looked.seen.extend(times.into_iter().map(|(id, at)| {
                 let created = taken.created.contains(&id);
                 SeenChange { id, created, at }
             }));
             self.look_for_unknown(folder, &taken).await?;
-            if ended {
+            // Where it goes on is written down, and it is due at once.
+            if ended || self.cx.now() > self.until {
                 return Ok(());
             }
         }
-        Err(Failure::retry("round_without_end", format!("no end after {MOST_PAGES} pages")).into())
     }
 
-    /// What arrived since the newest message that is known, oldest first.
+    /// Mail of any age may have been moved or deleted since. The newest comes first, so that what arrived meanwhile does
+    /// not wait. What is being read for the first time is not read twice.
+    fn lose_link(&self, folder: &mut Folder) {
+        self.cx.mailboxes().lost_link(self.mailbox);
+        (folder.link, folder.link_kind) = (None, None);
+        let floor = if folder.fills() {
+            folder.lost_at = Some(self.cx.now());
+            folder.polled_at.unwrap_or(folder.created_at) - OVERLAP
+        } else {
+            self.floor(folder)
+        };
+        begin_sweep(folder, floor, self.cx.now());
+    }
+
+    /// What arrived since the newest message that is known, oldest first, until the time is over.
     async fn newest(&self, folder: &mut Folder, looked: &mut Looked) -> Result<(), Failure> {
         let from = folder.newest.unwrap_or_else(|| self.cx.now() - OVERLAP) - LIST_OVERLAP;
         let window = Window { from, to: self.cx.now() + AHEAD, newest_first: false };
         let mut place = Some(Place::from(window));
-        while let Some(at) = place {
+        while let Some(at) = place.filter(|_| self.cx.now() <= self.until) {
+            let asked_at = self.cx.now();
             let page = self.graph.arrivals(&folder.id, at).await?;
             place = page.next;
-            looked.changes += self.take(folder, page.items, place.is_none(), None).await?.changes();
+            looked.changes +=
+                self.take(folder, page.items, place.is_none().then_some(asked_at)).await?.changes();
         }
         Ok(())
     }
@@ -169,30 +199,34 @@ impl Look<'_> {
             let page = self.graph.arrivals(&folder.id, at).await?;
             place = page.next;
             folder.sweep_before = place.as_ref().map(Place::at);
-            changes += self.take(&mut folder, page.items, true, Some(place.is_none())).await?.changes();
+            changes += self.lay(&mut folder, page.items, Some(place.is_none())).await?.changes();
         }
         Ok(changes)
     }
 
-    /// Lays a page down; `rests` when nothing more is asked of the folder for now.
+    /// Lays a page of a poll down; `as_of` is the time it was asked for, when nothing more is asked of the folder.
     async fn take(
         &self,
         folder: &mut Folder,
         told: Vec<Told>,
-        rests: bool,
-        sweep: Option<bool>,
+        as_of: Option<DateTime<Utc>>,
     ) -> Result<Taken, Failure> {
-        let now = self.cx.now();
-        let replaced = self.replaced(&told).await?;
-        let arrived = told.iter().filter(|one| !one.removed).filter_map(Told::received).max();
-        folder.newest = folder.newest.max(arrived);
-        if rests {
-            folder.polled_at = Some(now);
-            if !told.is_empty() && sweep.is_none() {
+        if let Some(as_of) = as_of {
+            // What happened while the answer was on its way is not in it.
+            folder.polled_at = Some(as_of);
+            let now = self.cx.now();
+            if !told.is_empty() {
                 folder.changed_at = Some(now);
             }
             folder.due_at = Some(next_look(folder, self.cx.mailboxes().pace(), now, self.cx.chance()));
         }
+        self.lay(folder, told, None).await
+    }
+
+    async fn lay(&self, folder: &mut Folder, told: Vec<Told>, sweep: Option<bool>) -> Result<Taken, Failure> {
+        let replaced = replaced(self.cx, self.graph, self.mailbox, &told).await?;
+        let arrived = told.iter().filter(|one| !one.removed).filter_map(Told::received).max();
+        folder.newest = folder.newest.max(arrived);
         let page = PollPage { folder, told: &told, replaced: &replaced, sweep };
         let taken = self.cx.mailboxes().take(self.mailbox, page).await?;
         folder.link_version += 1;
@@ -204,21 +238,21 @@ impl Look<'_> {
         if told.iter().all(|one| one.removed || one.is_whole()) {
             return Ok(told);
         }
-        let known = self.cx.mailboxes().known(self.mailbox, &told).await?;
+        let known = self.cx.mailboxes().kept_whole(self.mailbox, &told).await?;
         let mut whole = Vec::with_capacity(told.len());
         for one in told {
             if one.removed || one.is_whole() || known.contains(&one.id) {
                 whole.push(one);
-            } else {
-                whole.push(self.graph.look_for(&one.id).await?.unwrap_or(Told { removed: true, ..one }));
+                continue;
             }
+            whole.push(match self.graph.look_for(&one.id).await {
+                Ok(found) => found.unwrap_or(Told { removed: true, ..one }),
+                // As far as it can be had. It stands in the way of no other.
+                Err(error) if error.is_too_much() => one,
+                Err(error) => return Err(error.into()),
+            });
         }
         Ok(whole)
-    }
-
-    /// The same mail under another id, when the old id leads nowhere: Outlook for the desktop moves like this.
-    async fn replaced(&self, told: &[Told]) -> Result<Vec<(String, String)>, Failure> {
-        replaced(self.cx, self.graph, self.mailbox, told).await
     }
 
     /// An id that left the folder before it was ever read, while the mailbox is being filled: it may stand where the
@@ -239,18 +273,24 @@ impl Look<'_> {
     }
 }
 
-/// Pairs of a new id and the old one that leads nowhere any more.
+/// Pairs of a new id and the old one that leads nowhere any more: the same mail, moved by Outlook for the desktop.
 pub(in crate::mailbox) async fn replaced(
     cx: &Context,
     graph: &Graph,
     mailbox: &Mailbox,
     told: &[Told],
 ) -> Result<Vec<(String, String)>, Failure> {
-    let mut replaced = Vec::new();
+    let mut replaced: Vec<(String, String)> = Vec::new();
+    let mut asked = HashSet::new();
     for (new, old) in cx.mailboxes().rivals(mailbox, told).await? {
-        let taken = replaced.iter().any(|(_, known)| *known == old);
-        if !taken && graph.look_for(&old).await?.is_none() {
-            replaced.push((new, old));
+        if replaced.iter().any(|(known, _)| *known == new) || !asked.insert(old.clone()) {
+            continue;
+        }
+        match graph.look_for(&old).await {
+            Ok(None) => replaced.push((new, old)),
+            Ok(Some(_)) => {}
+            Err(error) if error.is_too_much() => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(replaced)
@@ -262,9 +302,7 @@ fn trouble(folder: &Folder, error: GraphError) -> Trouble {
     }
     match refuses_delta(&error) {
         // Not even one change at a time: a list can leave out what is too much.
-        None if error.is_too_much() && error.disposition() == Disposition::Reject => {
-            Trouble::Refused("delta_too_large".to_owned())
-        }
+        None if error.is_too_much() => Trouble::Refused("delta_too_large".to_owned()),
         Some(reason) => Trouble::Refused(reason),
         None => Trouble::Other(error.into()),
     }
