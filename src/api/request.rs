@@ -3,6 +3,8 @@
 //! The invariant: no rejection of the framework reaches a caller as it is, and no refusal repeats what was
 //! sent.
 
+use std::borrow::Cow;
+
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -88,27 +90,48 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let query = parts.uri.query().unwrap_or_default();
-        let pairs = url::form_urlencoded::parse(query.as_bytes());
+        let pairs = pairs_of(parts);
         if pairs.clone().any(|(_, value)| value.chars().any(char::is_control)) {
             let message = "a parameter holds a control character";
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", message));
         }
-        let reader = serde::de::value::MapDeserializer::new(pairs.map(|(name, value)| (name, Text(value))));
-        T::deserialize(reader).map(Self).map_err(|error| {
-            let message = error.to_string();
-            // serde quotes the names it knows and the one it does not; a value is never among them.
-            let named = message.starts_with("unknown field")
-                || message.starts_with("missing field")
-                || message.starts_with("duplicate field");
-            let message = if named { message } else { "a parameter has the wrong type".to_owned() };
-            ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", message)
-        })
+        read_pairs(pairs).map(Self)
     }
 }
 
+/// The parameters that Entra sends a browser back with. Its descriptions have several lines, which are made one.
+pub(super) struct Redirected<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Redirected<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let in_one_line = |value: Cow<'_, str>| value.replace(char::is_control, " ").into();
+        read_pairs(pairs_of(parts).map(|(name, value)| (name, in_one_line(value)))).map(Self)
+    }
+}
+
+fn pairs_of(parts: &Parts) -> url::form_urlencoded::Parse<'_> {
+    url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
+}
+
+fn read_pairs<'a, T: DeserializeOwned>(
+    pairs: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
+) -> Result<T> {
+    let reader = serde::de::value::MapDeserializer::new(pairs.map(|(name, value)| (name, Text(value))));
+    T::deserialize(reader).map_err(|error| {
+        let message = error.to_string();
+        // serde quotes the names it knows and the one it does not; a value is never among them.
+        let named = message.starts_with("unknown field")
+            || message.starts_with("missing field")
+            || message.starts_with("duplicate field");
+        let message = if named { message } else { "a parameter has the wrong type".to_owned() };
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", message)
+    })
+}
+
 /// A query's value: text that is a number where a number is wanted.
-struct Text<'a>(std::borrow::Cow<'a, str>);
+struct Text<'a>(Cow<'a, str>);
 
 impl<'de> serde::de::IntoDeserializer<'de, serde::de::value::Error> for Text<'de> {
     type Deserializer = Self;

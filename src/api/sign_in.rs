@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::error::Result;
-use super::request::{Path, Query};
+use super::request::{Path, Redirected};
 use crate::oauth::callback::{AdminAnswer, SignInAnswer};
 use crate::oauth::{ConsentError, Landing};
 
@@ -44,7 +44,10 @@ async fn open_link(State(api): State<Api>, Path(link): Path<String>) -> Result<R
     get, path = "/oauth/callback", tag = "browser",
     responses((status = 200, description = "What happened"), (status = 303, description = "To `return_to`")),
 )]
-async fn sign_in_callback(State(api): State<Api>, Query(answer): Query<SignInAnswer>) -> Result<Response> {
+async fn sign_in_callback(
+    State(api): State<Api>,
+    Redirected(answer): Redirected<SignInAnswer>,
+) -> Result<Response> {
     Ok(landed(api.consent()?.callback(answer).await))
 }
 
@@ -57,7 +60,7 @@ async fn sign_in_callback(State(api): State<Api>, Query(answer): Query<SignInAns
 )]
 async fn admin_consent_callback(
     State(api): State<Api>,
-    Query(answer): Query<AdminAnswer>,
+    Redirected(answer): Redirected<AdminAnswer>,
 ) -> Result<Response> {
     Ok(landed(api.consent()?.admin_callback(answer).await))
 }

@@ -135,6 +135,20 @@ async fn an_administrators_consent_completes_the_sign_in_that_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_who_may_not_consent_is_told_so() {
+    for world in each().await {
+        world.sim().entra_policy(|policy| policy.user_consent = false);
+        let (_, link) = world.link(BOB, MAIL).await;
+        let to_admin = world.browse(&link).await.link("adminconsent").expect("a link for the administrator");
+        world.sim().auto_sign_in(Some(BOB));
+        let page = world.browse(&to_admin).await;
+        assert_eq!(page.status, 409, "{}", page.text);
+        assert!(page.text.contains("admin_consent_refused"), "{}", page.text);
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_factor_is_asked_of_the_user_and_the_job_goes_on_after_it() {
     for world in each().await {
         let id = world.connect(ADA, MAIL).await;

@@ -124,6 +124,7 @@ async fn what_was_not_consented_to_needs_the_user() {
     let back = world.authorize("openid Group.Read.All").await;
     assert_eq!(back["error"], "consent_required");
     assert!(back["error_description"].starts_with("AADSTS90094"));
+    assert!(back["error_description"].contains("\r\nTrace ID: "), "in lines, as Entra writes it");
 }
 
 #[tokio::test]

@@ -55,10 +55,10 @@ impl EntraError {
         self
     }
 
-    /// The description as Entra writes it: with ids and time behind the text.
+    /// The description as Entra writes it: with ids and time behind the text, each on a line of its own.
     pub(crate) fn description(&self, trace: &str, correlation: &str, now: DateTime<Utc>) -> String {
         format!(
-            "AADSTS{}: {} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {}",
+            "AADSTS{}: {}\r\nTrace ID: {trace}\r\nCorrelation ID: {correlation}\r\nTimestamp: {}",
             self.code,
             self.message,
             now.format("%Y-%m-%d %H:%M:%SZ")
