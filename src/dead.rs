@@ -255,22 +255,27 @@ async fn replay_one(
         .transaction("replay", |tx| {
             async move {
                 let row = job::find(tx, &envelope.workspace, &envelope.id).await?;
-                let owed = match row {
-                    Some(row) if row.digest != decoded.digest => {
-                        return Ok((Some("id_reused".to_owned()), Vec::new()));
-                    }
-                    Some(row) if row.state == state::DEAD => submit::requeue(tx, &row, now).await?,
+                let refused = match &row {
+                    Some(row) if row.digest != decoded.digest => Some("id_reused".to_owned()),
                     // It lives, or ended well: nothing to replay.
-                    Some(row) => return Ok((Some(format!("job_{}", row.state)), Vec::new())),
+                    Some(row) if row.state != state::DEAD => Some(format!("job_{}", row.state)),
+                    _ => None,
+                };
+                if refused.is_some() {
+                    return Ok((refused, Vec::new()));
+                }
+                // First, so that what somebody else has just discarded is not queued by us all the same.
+                if !dead_letter::settle(tx, letter.id, dead_letter::REPLAYED, by, now).await? {
+                    return Ok((Some("already_settled".to_owned()), Vec::new()));
+                }
+                let owed = match row {
+                    Some(row) => submit::requeue(tx, &row, now).await?,
                     None => Some(outbox::job_message(
                         envelope,
                         &crate::broker::Target::Job { kind: envelope.kind.clone() },
                         &std::collections::BTreeMap::new(),
                     )),
                 };
-                if !dead_letter::settle(tx, letter.id, dead_letter::REPLAYED, by, now).await? {
-                    return Ok((Some("already_settled".to_owned()), Vec::new()));
-                }
                 let owed: Vec<_> = owed.into_iter().collect();
                 let rows = outbox::owe(tx, &owed, handoff, now).await?;
                 Ok::<_, StoreError>((None, rows))
