@@ -16,6 +16,7 @@ use crate::outbox;
 use crate::outcome::Cause;
 use crate::registry::Registry;
 use crate::services::Services;
+use crate::store::effect;
 use crate::store::job::{self, JobRow, NewJob, state};
 use crate::store::outbox::Owed;
 use crate::store::{Result, StoreError, Tx};
@@ -217,6 +218,14 @@ async fn decide(
                         return Ok((not_waiting, Vec::new()));
                     }
                     requeue(tx, &row, now).await?
+                } else if effect::in_doubt(tx, &key).await? {
+                    let waits =
+                        row.state == state::PARKED && row.cause.as_deref() == Some(Cause::Approval.as_str());
+                    if !waits {
+                        return Ok((not_waiting, Vec::new()));
+                    }
+                    let said = json!({"by": by, "note": note});
+                    park_in_doubt(tx, &row, "it was rejected", said, now).await?
                 } else {
                     if !job::reject(tx, &key, by, note, now).await? {
                         return Ok((not_waiting, Vec::new()));
@@ -285,6 +294,10 @@ async fn sweep_some(services: &Services, idle: &[String], patience: TimeDelta) -
                 let mut expired = 0;
                 for row in job::parked_expired(tx, now, AT_ONCE).await? {
                     let message = "nobody acted before expires_at";
+                    if effect::in_doubt(tx, &(row.workspace.clone(), row.id.clone())).await? {
+                        owed.extend(park_in_doubt(tx, &row, message, json!({}), now).await?);
+                        continue;
+                    }
                     let ending = job::Ending::last(&row, state::EXPIRED, "expired", message);
                     if job::end_unheld(tx, &ending, None, now).await? {
                         let code = json!({"code": "expired", "message": ending.message});
@@ -300,6 +313,32 @@ async fn sweep_some(services: &Services, idle: &[String], patience: TimeDelta) -
         .await?;
     handoff.give(rows);
     Ok((lost, expired))
+}
+
+/// What is to be said of a job that ends while a write of it is in doubt.
+pub(crate) fn in_doubt(message: &str) -> String {
+    format!("{message}, and nobody knows what became of a write")
+}
+
+/// A job that would end here waits for a person instead, who finds out what became of its write. `None` when it moved
+/// on meanwhile.
+async fn park_in_doubt(
+    tx: &mut Tx,
+    row: &JobRow,
+    message: &str,
+    mut said: serde_json::Value,
+    now: DateTime<Utc>,
+) -> Result<Option<Owed>> {
+    let (cause, message) = (Cause::Ambiguous.as_str(), in_doubt(message));
+    let ending = job::Ending {
+        cause: Some(cause),
+        finished: false,
+        ..job::Ending::last(row, state::PARKED, cause, &message)
+    };
+    said["cause"] = json!(cause);
+    said["code"] = json!(cause);
+    said["message"] = json!(message);
+    Ok(job::end_unheld(tx, &ending, None, now).await?.then(|| ended(row, state::PARKED, said, now)))
 }
 
 /// The event of an end that happened outside an attempt.

@@ -26,6 +26,7 @@ use crate::store::job::{self, Ending, Key, NewJob, Standing, Takeover, state};
 use crate::store::mailbox::Mailbox;
 use crate::store::outbox::Owed;
 use crate::store::{Store, StoreError, Tx, gate, mailbox, tool};
+use crate::submit;
 
 /// A delivery that asks to run.
 #[derive(Clone)]
@@ -166,20 +167,13 @@ impl<'a> Claims<'a> {
                 standing,
             };
             if decoded.envelope.expires_at.is_some_and(|at| at <= self.now) {
-                let effects = effect::of_jobs(tx, &[key(request)]).await?;
-                let ended = if effects.iter().any(|row| row.state == effect::INTENDED) {
-                    let message = "its time was over while nobody knew what became of a write";
-                    let cause = Some(Cause::Ambiguous);
-                    self.end(tx, &candidate, state::PARKED, cause, "ambiguous", message).await?
-                } else {
-                    let message = "it was not tried before expires_at";
-                    self.end(tx, &candidate, state::EXPIRED, None, "expired", message).await?
-                };
+                let message = "it was not done before expires_at";
+                let ended = self.give_up(tx, &candidate, state::EXPIRED, "expired", message).await?;
                 claims[index] = Some(ended);
             } else if candidate.standing.as_ref().is_some_and(|row| row.crashes >= CRASHES) {
                 let message = "its worker was lost again and again";
-                claims[index] =
-                    Some(self.end(tx, &candidate, state::DEAD, None, "crash_loop", message).await?);
+                let ended = self.give_up(tx, &candidate, state::DEAD, "crash_loop", message).await?;
+                claims[index] = Some(ended);
             } else if let Some(until) = decoded.envelope.not_before.filter(|at| *at > self.now + EARLY) {
                 if candidate.standing.is_none() {
                     job::insert(tx, &[self.row(&candidate, state::WAITING, Some(until))]).await?;
@@ -257,7 +251,7 @@ impl<'a> Claims<'a> {
                 }
                 Level::Deny => {
                     let message = format!("the tool {} is not allowed in this workspace", candidate.tool);
-                    let ended = self.end(tx, &candidate, state::DEAD, None, "tool_denied", &message).await?;
+                    let ended = self.give_up(tx, &candidate, state::DEAD, "tool_denied", &message).await?;
                     claims[candidate.index] = Some(ended);
                 }
             }
@@ -443,6 +437,22 @@ impl<'a> Claims<'a> {
             gate: candidate.gate.clone(),
             ..self.row(candidate, state::RUNNING, None)
         }
+    }
+
+    /// Ends a job for good, unless nobody knows what became of a write: that a person has to find out.
+    async fn give_up(
+        &mut self,
+        tx: &mut Tx,
+        candidate: &Candidate<'_>,
+        state: &'static str,
+        code: &'static str,
+        message: &str,
+    ) -> Result<Claim, StoreError> {
+        if !effect::in_doubt(tx, &key(&self.batch[candidate.index])).await? {
+            return self.end(tx, candidate, state, None, code, message).await;
+        }
+        let (cause, message) = (Cause::Ambiguous, submit::in_doubt(message));
+        self.end(tx, candidate, state::PARKED, Some(cause), cause.as_str(), &message).await
     }
 
     /// Ends a job that never got to run this time, with its event and, when it is dead, its dead letter.

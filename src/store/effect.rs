@@ -67,6 +67,11 @@ pub async fn of_jobs(tx: &mut Tx, keys: &[Key]) -> Result<Vec<EffectRow>> {
     })?)
 }
 
+/// Was a write begun of which nobody knows what became?
+pub async fn in_doubt(tx: &mut Tx, job: &Key) -> Result<bool> {
+    Ok(of_jobs(tx, std::slice::from_ref(job)).await?.iter().any(|row| row.state == INTENDED))
+}
+
 /// Commits intents of jobs that still hold their fence; returns the `(workspace, job_id)` that do.
 pub async fn intend(tx: &mut Tx, intents: &[NewIntent], now: DateTime<Utc>) -> Result<Vec<Key>> {
     Ok(sql_many!(tx, all Key, |query| {

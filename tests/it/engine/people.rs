@@ -1,9 +1,12 @@
 //! What waits for a person, and what comes of the decision.
 
 use followthrough::dead;
-use followthrough::store::dead_letter;
+use followthrough::release::{Found, release};
+use followthrough::store::parked::Which;
+use followthrough::store::{StoreError, dead_letter};
 use followthrough::submit::{self, Decided};
 use followthrough_tests::engine::Engine;
+use scoped_futures::ScopedFutureExt;
 use serde_json::json;
 
 super::on_both_pairs!(
@@ -14,6 +17,7 @@ super::on_both_pairs!(
     a_dead_letter_is_replayed_once_its_cause_is_gone,
     a_replayed_dead_letter_has_all_its_attempts_again,
     what_is_discarded_while_it_is_replayed_is_not_done,
+    a_write_in_doubt_is_told_of_by_a_person_however_its_job_would_end,
     a_job_expires_unseen_and_another_waits_for_its_time,
 );
 
@@ -133,6 +137,104 @@ async fn what_is_discarded_while_it_is_replayed_is_not_done(world: Engine) {
         })
         .await;
     assert_eq!(world.states().await.get("dead"), Some(&count(done(&discarded))));
+    fleet.drain().await;
+}
+
+/// The job's first write was intended, and its worker lost before it could say more. `crashes` is how often that was.
+async fn lost_in_a_write(world: &Engine, id: &str, crashes: i32) {
+    let (workspace, now) = (world.workspace.as_str(), world.clock.now());
+    let planted: Result<_, StoreError> = world
+        .store
+        .transaction("plant", |tx| {
+            async move {
+                followthrough::sql!(
+                    tx,
+                    execute,
+                    "INSERT INTO effects (workspace, job_id, step, effect_id, state, fence, created_at, updated_at) \
+                     VALUES ($1, $2, 'first', $3, 'intended', 1, $4, $4)",
+                    workspace,
+                    id,
+                    uuid::Uuid::now_v7(),
+                    now,
+                )?;
+                followthrough::sql!(
+                    tx,
+                    execute,
+                    "UPDATE jobs SET crashes = $3 WHERE workspace = $1 AND id = $2",
+                    workspace,
+                    id,
+                    crashes,
+                )?;
+                Ok(())
+            }
+            .scope_boxed()
+        })
+        .await;
+    planted.expect("the rows");
+}
+
+async fn a_write_in_doubt_is_told_of_by_a_person_however_its_job_would_end(world: Engine) {
+    world.set_tool("test.write", "ask").await;
+    let fleet = world.process().await;
+    let services = &fleet.services;
+    let in_doubt = async |id: &str| {
+        world
+            .until(&format!("{id} waits for a person's word"), || async {
+                let row = world.job(id).await.expect("the row");
+                assert!(!followthrough::store::job::state::is_final(&row.state), "{id} is {}", row.state);
+                row.cause.as_deref() == Some("ambiguous")
+            })
+            .await;
+    };
+    let waits = async |id: &str, crashes: i32, expires: bool| {
+        let mut envelope = world.envelope(id, "test.write", json!({}));
+        if expires {
+            envelope["expires_at"] = json!(world.clock.now() + chrono::TimeDelta::seconds(10));
+        }
+        world.publish(&[envelope]).await;
+        world.until_state(id, "parked").await;
+        lost_in_a_write(&world, id, crashes).await;
+    };
+    waits("late", 0, true).await;
+    waits("rejected", 0, false).await;
+    waits("crashing", 10, false).await;
+    waits("denied", 0, false).await;
+
+    let by = "grace@acme.example";
+    let no = submit::reject(services, &world.workspace, "rejected", by, Some("no")).await;
+    assert_eq!(no.expect("the store"), Decided::Done);
+    in_doubt("rejected").await;
+    let again = submit::reject(services, &world.workspace, "rejected", by, None).await;
+    assert_ne!(again.expect("the store"), Decided::Done, "it asks for something else now");
+
+    submit::approve(services, &world.workspace, "crashing", by, None).await.expect("the store");
+    in_doubt("crashing").await;
+    world.set_tool("test.write", "deny").await;
+    submit::approve(services, &world.workspace, "denied", by, None).await.expect("the store");
+    in_doubt("denied").await;
+
+    let patience = chrono::TimeDelta::hours(1);
+    world
+        .until("its time is over", || async {
+            submit::sweep(services, &[], patience).await.expect("the store");
+            let row = world.job("late").await.expect("the row");
+            assert_ne!(row.state, "expired");
+            row.cause.as_deref() == Some("ambiguous")
+        })
+        .await;
+
+    // Nobody has done anything, and with a person's word all but the last go on.
+    assert_eq!(world.outside.started(), 0);
+    world.set_tool("test.write", "allow").await;
+    let ids = ["rejected", "crashing", "denied"];
+    let which = Which { ids: ids.map(str::to_owned).to_vec(), limit: 10, ..Default::default() };
+    let released = release(services, &which, Some(Found::NotMade), by, false).await.expect("the store");
+    assert!(released.iter().all(|one| one.done), "{released:?}");
+    for id in ids {
+        world.until_state(id, "succeeded").await;
+    }
+    assert_eq!((world.outside.effects(), world.outside.doubled()), (6, 0));
+    world.at_rest().await;
     fleet.drain().await;
 }
 
