@@ -104,6 +104,13 @@ impl Consent {
     /// The end of an administrator's visit. Its `tenant` is never believed: the consent shows in what users'
     /// tokens can do from now on.
     pub async fn admin_callback(&self, answer: AdminAnswer) -> Result<Landing, ConsentError> {
+        // A browser that goes away must not leave the rest of the connections waiting.
+        let consent = self.clone();
+        let finish = async move { consent.finish_admin(answer).await };
+        tokio::spawn(finish.in_current_span()).await.unwrap_or(Err(ConsentError::Interrupted))
+    }
+
+    async fn finish_admin(&self, answer: AdminAnswer) -> Result<Landing, ConsentError> {
         let now = self.vault.clock().now();
         let state = answer.state.as_deref().unwrap_or_default();
         let purpose = state::read(self.vault.keys(), state, now);

@@ -2,7 +2,9 @@
 
 use followthrough_tests::world::{ADA, BOB, Pair, World};
 use http::Method;
+use m365_sim::Fault;
 use m365_sim::entra::policy::Planned;
+use m365_sim::fault::When;
 use serde_json::{Value, json};
 
 const MAIL: &str = "outlook-email";
@@ -144,6 +146,42 @@ async fn an_administrator_who_may_not_consent_is_told_so() {
         let page = world.browse(&to_admin).await;
         assert_eq!(page.status, 409, "{}", page.text);
         assert!(page.text.contains("admin_consent_refused"), "{}", page.text);
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_who_closes_the_page_leaves_nobody_waiting() {
+    for world in each().await {
+        let mut waiting = Vec::new();
+        for user in [ADA, BOB] {
+            let id = world.connect(user, MAIL).await;
+            world.sim().fail_token_requests(Planned::new(user, "invalid_grant", 53_003));
+            let mut job = world.envelope(user, "email.draft", draft("waits"));
+            job["user"] = json!(user);
+            world.publish(&[job]).await;
+            world.until_state(user, "parked").await;
+            assert_eq!(world.connection(id).await.status.as_str(), "needs_admin");
+            waiting.push(id);
+        }
+        let asked = json!({"workspace": world.workspace, "integration": MAIL});
+        let (_, made) = world.api(Method::POST, "/v1/connections/admin-consent", Some(&asked)).await;
+        let to_admin = made["url"].as_str().expect("a link for the administrator").to_owned();
+        world.sim().auto_sign_in(Some(ADA));
+        let held = world.sim().inject(Fault::hold(When::Before).path("*/oauth2/v2.0/token"));
+        let (sim, visit) = (world.sim().clone(), world.browse(&to_admin));
+        tokio::select! {
+            page = visit => panic!("the first token is asked for while the page is open: {page:?}"),
+            () = sim.until(|sim| sim.holds(held)) => {}
+        }
+        sim.release(held);
+        for id in waiting {
+            let works = || async { world.connection(id).await.status.as_str() == "connected" };
+            world.until("both go on", works).await;
+        }
+        for user in [ADA, BOB] {
+            world.until_state(user, "succeeded").await;
+        }
         world.close().await;
     }
 }
