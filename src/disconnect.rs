@@ -18,10 +18,9 @@ use crate::outcome::{Cause, Failure};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::store::connection::{self, Connection, Status};
-use crate::store::job::state as job_state;
 use crate::store::mailbox::{self, Mailbox, state};
 use crate::store::outbox::Owed;
-use crate::store::{Result, StoreError, Tx, job};
+use crate::store::{Result, StoreError, Tx};
 use crate::submit::{self, Wish};
 use crate::vault::{Vault, VaultError};
 
@@ -93,17 +92,13 @@ async fn want(
     now: DateTime<Utc>,
 ) -> Result<Option<Owed>> {
     let id = format!("connection-disconnect/{}/{}", connection.id, connection.grant_number);
-    if let Some(row) = job::find(tx, &connection.workspace, &id).await? {
-        let given_up = [job_state::PARKED, job_state::DEAD].contains(&row.state.as_str());
-        return if given_up { submit::requeue(tx, &row, now).await } else { Ok(None) };
-    }
     let wish = Wish {
         workspace: &connection.workspace,
         user: &connection.user_name,
         id: &id,
         payload: json!({"connection": connection.id}),
     };
-    submit::want(tx, registry, Duty::DisconnectConnection, wish, now).await
+    submit::want_again(tx, registry, Duty::DisconnectConnection, wish, now).await
 }
 
 /// One user's connections, in the hands of the job that ends one of them.

@@ -114,6 +114,23 @@ pub async fn want(
     Ok(made.then(|| to_queue(&decoded.envelope, 0)))
 }
 
+/// The same, and what was given up is done again.
+pub async fn want_again(
+    tx: &mut Tx,
+    registry: &Registry,
+    duty: Duty,
+    wish: Wish<'_>,
+    now: DateTime<Utc>,
+) -> Result<Option<Owed>> {
+    match job::find(tx, wish.workspace, wish.id).await? {
+        Some(row) if [state::PARKED, state::DEAD].contains(&row.state.as_str()) => {
+            requeue(tx, &row, now).await
+        }
+        Some(_) => Ok(None),
+        None => want(tx, registry, duty, wish, now).await,
+    }
+}
+
 /// Whose work, under which id, and what.
 pub struct Wish<'a> {
     pub workspace: &'a str,

@@ -19,7 +19,7 @@ use crate::store::backfill::{self, state as filling};
 use crate::store::job::{self, state as job_state};
 use crate::store::mailbox::{self, Mailbox, state};
 use crate::store::message::{self, Filter, Message};
-use crate::store::{Result, folder};
+use crate::store::{Result, Tx, folder};
 use crate::submit::{self, Wish};
 
 /// A shared mailbox, as far as it is known.
@@ -93,18 +93,10 @@ pub async fn connect(
                 if let Registered::New(mailbox) | Registered::Known(mailbox) = &registered
                     && mailbox.state == state::CONNECTING
                 {
-                    let id = format!("mailbox-connect/{}", mailbox.id);
+                    let id = next_connect(tx, mailbox).await?;
                     let payload = json!({"address": mailbox.address, "backfill_days": days});
                     let wish = Wish { workspace, user, id: &id, payload };
-                    match job::find(tx, workspace, &id).await? {
-                        Some(row) if [job_state::PARKED, job_state::DEAD].contains(&row.state.as_str()) => {
-                            owed.extend(submit::requeue(tx, &row, now).await?);
-                        }
-                        Some(_) => {}
-                        None => {
-                            owed.extend(submit::want(tx, registry, Duty::ConnectMailbox, wish, now).await?);
-                        }
-                    }
+                    owed.extend(submit::want_again(tx, registry, Duty::ConnectMailbox, wish, now).await?);
                 }
                 let rows = outbox::owe(tx, &owed, handoff, now).await?;
                 Ok::<_, crate::store::StoreError>((registered, rows))
@@ -114,6 +106,20 @@ pub async fn connect(
         .await?;
     handoff.give(rows);
     Ok(registered)
+}
+
+/// The job that connects it, behind those that ended without: one that was rejected is never run again.
+async fn next_connect(tx: &mut Tx, mailbox: &Mailbox) -> Result<String> {
+    let first = format!("mailbox-connect/{}", mailbox.id);
+    let (mut id, mut number) = (first.clone(), 1);
+    while let Some(row) = job::find(tx, &mailbox.workspace, &id).await? {
+        if row.state == job_state::DEAD || !job_state::is_final(&row.state) {
+            break;
+        }
+        number += 1;
+        id = format!("{first}/{number}");
+    }
+    Ok(id)
 }
 
 /// Asks for a mailbox to be filled back; `false` while a backfill runs.
@@ -174,7 +180,7 @@ pub async fn disconnect(services: &Services, mailbox: &Mailbox) -> Result<()> {
                     payload: json!({"mailbox": mailbox.id}),
                 };
                 let mut owed = disconnect::begin(tx, registry, mailbox, now).await?;
-                owed.extend(submit::want(tx, registry, Duty::DisconnectMailbox, wish, now).await?);
+                owed.extend(submit::want_again(tx, registry, Duty::DisconnectMailbox, wish, now).await?);
                 outbox::owe(tx, &owed, handoff, now).await
             }
             .scope_boxed()

@@ -470,6 +470,48 @@ async fn a_mailbox_that_is_being_disconnected_already_ends_with_its_connection_o
     world.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disconnect_that_was_given_up_is_done_once_it_is_asked_for_again() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some((world, _)) = followed(pair).await else { continue };
+        let mailbox = row(&world).await.id;
+        let ask = async || {
+            let (status, _) = world.api(Method::DELETE, &format!("/v1/mailboxes/{mailbox}"), None).await;
+            assert_eq!(status, 202);
+        };
+        world.sim().inject(Fault::status(500, When::Before).path(CALLS).times(0));
+        ask().await;
+        let (job, now) = (format!("mailbox-disconnect/{mailbox}"), world.clock.now());
+        let job = job.as_str();
+        // As if its attempts had been used up.
+        world
+            .until("it is given up", || async {
+                let given_up: Result<_, StoreError> = world
+                    .store
+                    .transaction("give up", |tx| {
+                        async move {
+                            let sql = "UPDATE jobs SET state = 'dead', code = 'timed_out', fence = fence + 1, \
+                                       finished_at = $2 WHERE id = $1 AND state = 'waiting'";
+                            Ok(followthrough::sql!(tx, execute, sql, job, now)?)
+                        }
+                        .scope_boxed()
+                    })
+                    .await;
+                given_up.expect("the store answers") == 1
+            })
+            .await;
+        world.sim().clear_faults();
+        world.at_rest().await;
+        assert_eq!(world.state(job).await, "dead");
+        ask().await;
+        world.until("it is done", || async { !told(&world, "mailbox.disconnected").is_empty() }).await;
+        world.until_state(job, "succeeded").await;
+        assert_eq!(lives_at_microsoft(&world), 0);
+        ask().await;
+        world.close().await;
+    }
+}
+
 /// Over the queue it is asked for as over HTTP: whoever may publish for a user may end what the user allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn any_connection_is_ended_by_its_job_and_nobody_elses() {

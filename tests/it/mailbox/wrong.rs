@@ -21,6 +21,36 @@ async fn shown(world: &World, id: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_whose_job_was_rejected_can_be_asked_for_again() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = consented(pair).await else { continue };
+        world.set_tool("mailbox.connect", "ask").await;
+        let (status, made) = ask(&world, SHARED).await;
+        assert_eq!(status, 201, "{made}");
+        let first = format!("mailbox-connect/{}", made["id"].as_str().expect("an id"));
+        let second = format!("{first}/2");
+        let decide = async |job: &str, what: &str| {
+            let path = format!("/v1/jobs/{}/{}/{what}", world.workspace, job.replace('/', "%2F"));
+            let (status, said) = world.api(Method::POST, &path, Some(&json!({"by": "grace"}))).await;
+            assert!(status.is_success(), "{said}");
+        };
+        world.until_state(&first, "parked").await;
+        decide(&first, "reject").await;
+        world.until_state(&first, "rejected").await;
+        assert_eq!(ask(&world, SHARED).await.0, 201);
+        world.until_state(&second, "parked").await;
+        assert_eq!(ask(&world, SHARED).await.0, 201, "asked while it waits");
+        world.until_state(&second, "parked").await;
+        decide(&second, "approve").await;
+        world.until_state(&second, "succeeded").await;
+        assert_eq!(world.state(&first).await, "rejected");
+        assert_eq!(world.state(&format!("{first}/3")).await, "none");
+        leave(&world).await;
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_reached_says_why_and_works_once_it_can() {
     let Some(world) = consented(Pair::Embedded).await else { return };
     world.sim().directory().find_mut("bob@acme.example").expect("Bob").mailbox = Kept::OnPremises;
