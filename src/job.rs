@@ -157,6 +157,13 @@ pub struct Envelope {
     pub payload: Value,
 }
 
+/// What every store and format can hold.
+pub const STORABLE: &str = "expected a year from 1970 to 9999";
+
+pub fn is_storable(moment: DateTime<Utc>) -> bool {
+    (1970..=9999).contains(&moment.year())
+}
+
 /// An envelope that fits a registered kind.
 pub struct Decoded {
     pub envelope: Envelope,
@@ -224,13 +231,8 @@ pub fn decode_envelope(registry: &Registry, mut envelope: Envelope) -> Result<De
         }
     }
     for (path, moment) in [("not_before", envelope.not_before), ("expires_at", envelope.expires_at)] {
-        if moment.is_some_and(|moment| !(1970..=9999).contains(&moment.year())) {
-            return Err(refuse(
-                "invalid_envelope",
-                path,
-                "expected a year from 1970 to 9999".into(),
-                &envelope,
-            ));
+        if moment.is_some_and(|moment| !is_storable(moment)) {
+            return Err(refuse("invalid_envelope", path, STORABLE.to_owned(), &envelope));
         }
     }
     // Anything else starts no trace and fails no job.

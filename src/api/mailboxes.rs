@@ -15,6 +15,7 @@ use super::Api;
 use super::error::{ApiError, Result};
 use super::request::{Body, Path, Query, cursor, limit, position};
 use crate::api_key::Caller;
+use crate::job::{STORABLE, is_storable};
 use crate::mailbox::attachments::{self, Contents};
 use crate::mailbox::content::Detail;
 use crate::mailbox::desk::{self, MailboxView};
@@ -313,6 +314,9 @@ async fn list_messages(
     Query(query): Query<MessageQuery>,
 ) -> Result<Json<MessagePage>> {
     let mailbox = api.mailbox(&caller, id).await?;
+    if query.since.is_some_and(|since| !is_storable(since)) {
+        return Err(ApiError::bad("invalid_query", "since", STORABLE));
+    }
     let filter = Filter {
         folder: query.folder,
         since: query.since,

@@ -11,14 +11,16 @@ use axum::http::{StatusCode, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::error::{ApiError, Result};
 use crate::api_key::Caller;
 use crate::broker::MAX_BODY;
-use crate::job::without_content;
+use crate::job::{is_storable, without_content};
 
 /// The raw body, at most as large as a job's message may be.
 pub(super) struct Raw(pub Bytes);
@@ -202,12 +204,36 @@ pub(super) fn cursor<T: Serialize>(position: &T) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(position).unwrap_or_default())
 }
 
-pub(super) fn position<T: DeserializeOwned>(cursor: Option<&str>) -> Result<Option<T>> {
+/// A place in a listing.
+pub(super) trait Position: DeserializeOwned {
+    /// For lists in the order of time.
+    fn time(&self) -> Option<DateTime<Utc>>;
+}
+
+impl Position for Uuid {
+    fn time(&self) -> Option<DateTime<Utc>> {
+        None
+    }
+}
+
+impl<A: DeserializeOwned> Position for (DateTime<Utc>, A) {
+    fn time(&self) -> Option<DateTime<Utc>> {
+        Some(self.0)
+    }
+}
+
+impl<A: DeserializeOwned, B: DeserializeOwned> Position for (DateTime<Utc>, A, B) {
+    fn time(&self) -> Option<DateTime<Utc>> {
+        Some(self.0)
+    }
+}
+
+pub(super) fn position<T: Position>(cursor: Option<&str>) -> Result<Option<T>> {
     let Some(cursor) = cursor else { return Ok(None) };
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().filter(|bytes| !json_holds(bytes, char::is_control));
-    match bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-        Some(position) => Ok(Some(position)),
-        None => Err(ApiError::bad("invalid_cursor", "cursor", "expected a next_cursor of an earlier page")),
+    match bytes.and_then(|bytes| serde_json::from_slice::<T>(&bytes).ok()) {
+        Some(position) if position.time().is_none_or(is_storable) => Ok(Some(position)),
+        _ => Err(ApiError::bad("invalid_cursor", "cursor", "expected a next_cursor of an earlier page")),
     }
 }
 

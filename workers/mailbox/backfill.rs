@@ -11,7 +11,7 @@ use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use followthrough::context::Context;
 use followthrough::graph::Graph;
 use followthrough::graph::arrivals::{Arrivals, Place, Window};
-use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
+use followthrough::job::{Duty, Gate, Invalid, Job, STORABLE, Spec, is_storable};
 use followthrough::mailbox::backfill::Turn;
 use followthrough::mailbox::pages::FillPage;
 use followthrough::oauth::scopes::Integration;
@@ -75,6 +75,9 @@ impl Job for MailboxBackfill {
     fn check(&self) -> Result<(), Invalid> {
         if self.mailbox.is_empty() {
             return Err(Invalid::new("mailbox", "expected an address or an id"));
+        }
+        if self.since.is_some_and(|since| !is_storable(since)) {
+            return Err(Invalid::new("since", STORABLE));
         }
         match (self.days, self.since) {
             (Some(1..=connect::MOST_DAYS), None) | (None, Some(_)) => Ok(()),

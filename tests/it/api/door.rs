@@ -256,7 +256,16 @@ async fn what_no_database_stores_is_refused_before_it_is_asked(world: Engine) {
     let key = desk.key(Role::Admin, None).await;
     let position = json!(["2026-11-24T09:00:00Z", "ac\u{0}me", "id"]).to_string();
     let cursor = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(position);
+    let (_, _, mailbox) = things_of(&desk, "globex").await;
+    let far = "+10000-01-01T00:00:00Z";
+    let at = |position: Value| base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(position.to_string());
+    let messages = format!("/v1/mailboxes/{mailbox}/messages");
     for (path, code) in [
+        (format!("{messages}?since=%2B10000-01-01T00:00:00Z"), "invalid_query"),
+        (format!("{messages}?since=1969-12-31T23:59:59Z"), "invalid_query"),
+        (format!("{messages}?cursor={}", at(json!([far, "id"]))), "invalid_cursor"),
+        (format!("/v1/jobs?cursor={}", at(json!([far, "acme", "id"]))), "invalid_cursor"),
+        (format!("/v1/dead-letters?cursor={}", at(json!([far, mailbox]))), "invalid_cursor"),
         ("/v1/jobs/ac%00me/id".to_owned(), "invalid_path"),
         ("/v1/jobs/acme/i%0Ad".to_owned(), "invalid_path"),
         ("/v1/jobs?workspace=ac%00me".to_owned(), "invalid_query"),

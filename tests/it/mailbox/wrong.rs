@@ -51,6 +51,20 @@ async fn one_whose_job_was_rejected_can_be_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_past_that_no_store_can_name_is_refused_before_it_is_filled_in() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = World::open(pair).await else { continue };
+        for since in ["+10000-01-01T00:00:00Z", "1969-12-31T23:59:59Z"] {
+            let payload = json!({"mailbox": SHARED, "since": since});
+            let (status, refused) = world.submit(&world.envelope("fill", "mailbox.backfill", payload)).await;
+            let code = refused["error"]["code"].as_str();
+            assert_eq!((status.as_u16(), code), (400, Some("invalid_payload")), "{refused}");
+        }
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_reached_says_why_and_works_once_it_can() {
     let Some(world) = consented(Pair::Embedded).await else { return };
     world.sim().directory().find_mut("bob@acme.example").expect("Bob").mailbox = Kept::OnPremises;
