@@ -132,12 +132,25 @@ impl Graph {
         url: Url,
         limit: usize,
     ) -> Result<(Vec<T>, bool), GraphError> {
+        self.list_by(|url| Call::get(name, url), url, limit).await
+    }
+
+    /// The same, each page with a call of the caller's.
+    async fn list_by<T: DeserializeOwned>(
+        &self,
+        page: impl Fn(Url) -> Call,
+        url: Url,
+        limit: usize,
+    ) -> Result<(Vec<T>, bool), GraphError> {
+        let mut name = "";
         let mut items = Vec::new();
         let mut lasting = true;
         let mut next = Some(url);
         for _ in 0..MOST_PAGES {
             let Some(url) = next else { return Ok((items, lasting)) };
-            let answer = self.send(Call::get(name, url), &[200]).await?;
+            let call = page(url);
+            name = call.name;
+            let answer = self.send(call, &[200]).await?;
             lasting &= immutable(&answer);
             let page: Page<T> = parse(name, &answer, false)?;
             items.extend(page.value);

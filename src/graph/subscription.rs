@@ -4,6 +4,8 @@
 //! beside the mailboxes, not below one.
 //! <https://learn.microsoft.com/graph/api/resources/subscription>
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use http::Method;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -16,8 +18,11 @@ use crate::http::{Call, Repeat};
 
 /// Minutes to ask for: what is allowed today, what was allowed before, and what every cloud grants.
 const LIFETIMES: [i64; 3] = [10_080, 4_230, 60];
-/// One app makes two to a mailbox; a mailbox has at most 1,000 of everybody's.
-const MOST: usize = 1_000;
+/// Mail is polled whatever becomes of a subscription, so a call that hangs is given up soon and made again at a later
+/// look, not here.
+const BRIEF: Duration = Duration::from_secs(10);
+/// Two handshakes, for each of which Microsoft waits 10 s, and what it does itself.
+const HANDSHAKES: Duration = Duration::from_secs(30);
 const CHANGES: &str = "created,updated,deleted";
 
 /// As Microsoft describes it. The client state is in no answer but that to the create.
@@ -67,7 +72,7 @@ impl Graph {
                 "clientState": new.client_state.expose_secret(),
                 "latestSupportedTlsVersion": "v1_2",
             });
-            (Call::post(NAME, self.subscriptions_url(&[])).json(&body), 201)
+            (Call { timeout: HANDSHAKES, ..Call::post(NAME, self.subscriptions_url(&[])).json(&body) }, 201)
         })
         .await
     }
@@ -76,7 +81,7 @@ impl Graph {
     pub async fn renew_subscription(&self, id: &str) -> Result<Subscription, GraphError> {
         const NAME: &str = "graph.renew_subscription";
         self.longest(|until| {
-            let call = Call::new(NAME, Method::PATCH, self.subscriptions_url(&[id]));
+            let call = brief(Call::new(NAME, Method::PATCH, self.subscriptions_url(&[id])));
             (call.json(&json!({"expirationDateTime": moment(until)})), 200)
         })
         .await
@@ -97,35 +102,39 @@ impl Graph {
         }
     }
 
-    /// Presents the user's token anew. It may be done twice.
+    /// Presents the user's token anew.
     pub async fn reauthorize_subscription(&self, id: &str) -> Result<(), GraphError> {
         let url = self.subscriptions_url(&[id, "reauthorize"]);
-        let call = Call { repeat: Repeat::Safe, ..Call::post("graph.reauthorize_subscription", url) };
+        let call = brief(Call::post("graph.reauthorize_subscription", url));
         self.send(call, &[204]).await.map(drop)
     }
 
     pub async fn subscription(&self, id: &str) -> Result<Subscription, GraphError> {
         const NAME: &str = "graph.get_subscription";
-        let answer = self.send(Call::get(NAME, self.subscriptions_url(&[id])), &[200]).await?;
+        let answer = self.send(brief(Call::get(NAME, self.subscriptions_url(&[id]))), &[200]).await?;
         parse(NAME, &answer, false)
     }
 
     /// All that this app made for this user, whatever mailbox they are for.
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, GraphError> {
-        let url = self.subscriptions_url(&[]);
-        Ok(self.list("graph.list_subscriptions", url, MOST).await?.0)
+        let page = |url| brief(Call::get("graph.list_subscriptions", url));
+        Ok(self.list_by(page, self.subscriptions_url(&[]), usize::MAX).await?.0)
     }
 
     /// The status it was answered with: 404 says that it was gone, which is as good.
     pub async fn unsubscribe(&self, id: &str) -> Result<u16, GraphError> {
         let url = self.subscriptions_url(&[id]);
-        let call = Call::new("graph.delete_subscription", Method::DELETE, url);
+        let call = brief(Call::new("graph.delete_subscription", Method::DELETE, url));
         match self.send(call, &[204]).await {
             Ok(answer) => Ok(answer.status.as_u16()),
             Err(error) if error.is_not_found() => Ok(404),
             Err(error) => Err(error),
         }
     }
+}
+
+fn brief(call: Call) -> Call {
+    Call { timeout: BRIEF, repeat: Repeat::Once, ..call }
 }
 
 impl GraphError {

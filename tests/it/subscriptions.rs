@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::clock::Clock;
 use followthrough::mailbox::SeenChange;
 use followthrough::outcome::{Cause, Disposition};
+use followthrough_workers::mailbox::subscriptions::keep;
 use futures::future::join_all;
 use m365_sim::Fault;
 use m365_sim::fault::When;
@@ -393,6 +394,53 @@ async fn all_are_ended_and_told_of_however_often_it_takes() {
         assert_eq!((site.at_microsoft().len(), site.subscriptions().await.len()), (0, 0));
         assert_eq!(site.notices().await, []);
         assert_eq!(site.end().await.expect("nothing to do"), []);
+        site.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_hangs_is_given_up_before_anybody_waits_for_it() {
+    let hangs = ["GET", "PATCH", "DELETE"].map(|method| async move {
+        for site in sites().await {
+            site.keep().await.expect("Microsoft answers");
+            let later = if method == "PATCH" { TimeDelta::days(4) } else { TimeDelta::minutes(11) };
+            site.pass(later);
+            let held = site.sim().inject(Fault::hold(When::Before).method(method).path(CALLS).times(0));
+            let clock = Clock::system();
+            let began = clock.now();
+            if method == "DELETE" {
+                site.end().await.expect_err("nothing was deleted");
+            } else {
+                site.keep().await.expect("no failure of the sync");
+            }
+            let took = clock.now() - began;
+            assert!(took < TimeDelta::seconds(45), "{method}: {took}");
+            site.sim().release(held);
+            site.sim().clear_faults();
+            site.close().await;
+        }
+    });
+    join_all(hangs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_said_of_subscriptions_leaves_the_mailbox_open() {
+    for site in sites().await {
+        let gate = site.fleet.services.microsoft.cool_down("the mailbox's");
+        let graph = site.graph.clone().behind(Some(gate.clone()));
+        for (status, method) in [(429, "POST"), (503, "POST")] {
+            let busy = Fault::status(status, When::Before).header("retry-after", "300");
+            site.sim().inject(busy.method(method).path(CALLS).times(0));
+            keep(&site.ours, &graph, &site.row().await).await.expect("no failure of the sync");
+            assert_eq!(gate.left(), None, "{status}");
+            site.sim().clear_faults();
+        }
+        // Nor does a refusal to list them keep anybody from reading mail.
+        site.sim().inject(Fault::status(409, When::Before).method("POST").path(CALLS).times(0));
+        let body = json!({"error": {"code": "ErrorAccessDenied", "message": "no"}});
+        site.sim().inject(Fault::status(403, When::Before).body(body).method("GET").path(CALLS).times(0));
+        site.keep().await.expect("no failure of the sync");
+        site.sim().clear_faults();
         site.close().await;
     }
 }

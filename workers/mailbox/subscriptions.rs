@@ -39,7 +39,7 @@ pub async fn tend(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<(), 
 
 /// The same without a job around it.
 pub async fn keep(ours: &Mailboxes, graph: &Graph, mailbox: &Mailbox) -> Result<(), Failure> {
-    let graph = graph.of_mailbox(&mailbox.address);
+    let graph = beside(graph, mailbox);
     let keeper = Keeper { ours, graph: &graph, mailbox };
     let reason = match ours.callbacks() {
         Callbacks::At { .. } => return keeper.keep().await,
@@ -62,12 +62,17 @@ pub async fn end_of(
     mailbox: &Mailbox,
     ended: &mut Vec<(String, u16)>,
 ) -> Result<(), Failure> {
-    let graph = graph.of_mailbox(&mailbox.address);
+    let graph = beside(graph, mailbox);
     let all = Keeper { ours, graph: &graph, mailbox }.end_all(ended).await;
     all.map_err(|trouble| match trouble {
         Trouble::Microsoft(error) => error.into(),
         Trouble::Ours(failure) => failure,
     })
+}
+
+/// They have limits of their own: a mailbox is not left alone because its subscriptions are to be.
+fn beside(graph: &Graph, mailbox: &Mailbox) -> Graph {
+    graph.of_mailbox(&mailbox.address).behind(None)
 }
 
 /// Why a step could not be done.
@@ -118,10 +123,14 @@ impl Keeper<'_> {
         self.ours.tended(self.mailbox, next, Ok(())).await
     }
 
-    /// When to look again after trouble that passes; trouble that does not is the caller's.
+    /// When to look again after trouble that passes, or that is about subscriptions alone; all else is the caller's.
     fn later(&self, trouble: Trouble) -> Result<DateTime<Utc>, Failure> {
+        let theirs = |error: &GraphError| {
+            let refused = matches!(error, GraphError::Refused(_)) && error.code() != "sign_in_again";
+            refused || !matches!(error.disposition(), Disposition::Park(_))
+        };
         match trouble {
-            Trouble::Microsoft(error) if !matches!(error.disposition(), Disposition::Park(_)) => {
+            Trouble::Microsoft(error) if theirs(&error) => {
                 self.ours.untended(self.mailbox, &error);
                 let wait = error.cool_down().and_then(|wait| TimeDelta::from_std(wait).ok());
                 Ok(self.ours.now() + wait.unwrap_or(SOON).max(SOON))
