@@ -65,19 +65,23 @@ impl Mailboxes {
         Ok(Wanted { id, client_state: client_state.into(), mailbox, folder: folder.to_owned() })
     }
 
-    /// Microsoft accepted it. What came before it is polled for at once, so that there is no gap.
+    /// Microsoft accepted it. What came before it is polled for at once, so that there is no gap. `false` when nobody
+    /// wants it any more.
     pub async fn subscribed(
         &self,
         wanted: &Wanted,
         graph_id: &str,
         expires_at: DateTime<Utc>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let now = self.now();
         let renew_at = half_life(now, expires_at);
         self.committed(|tx| {
             async move {
-                subscription::accepted(tx, wanted.id, graph_id, expires_at, renew_at, now).await?;
-                folder::noticed(tx, &[(wanted.mailbox, wanted.folder.clone())], now).await
+                if !subscription::accepted(tx, wanted.id, graph_id, expires_at, renew_at, now).await? {
+                    return Ok(false);
+                }
+                folder::noticed(tx, &[(wanted.mailbox, wanted.folder.clone())], now).await?;
+                Ok(true)
             }
             .scope_boxed()
         })

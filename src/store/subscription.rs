@@ -144,7 +144,7 @@ pub async fn create(
     Ok(id)
 }
 
-/// Microsoft accepted it.
+/// Microsoft accepted it; `false` when its row is gone.
 pub async fn accepted(
     tx: &mut Tx,
     id: Uuid,
@@ -152,8 +152,8 @@ pub async fn accepted(
     expires_at: DateTime<Utc>,
     renew_at: DateTime<Utc>,
     now: DateTime<Utc>,
-) -> Result<()> {
-    sql!(
+) -> Result<bool> {
+    let changed = sql!(
         tx,
         execute,
         "UPDATE subscriptions SET state = 'live', graph_id = $2, expires_at = $3, renew_at = $4, live_at = $5, \
@@ -164,7 +164,7 @@ pub async fn accepted(
         renew_at,
         now,
     )?;
-    Ok(())
+    Ok(changed == 1)
 }
 
 /// Microsoft refused it; it is tried again at `again_at`.

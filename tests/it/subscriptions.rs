@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::clock::Clock;
 use followthrough::mailbox::SeenChange;
 use followthrough::outcome::{Cause, Disposition};
+use followthrough::store::subscription;
 use followthrough_workers::mailbox::subscriptions::keep;
 use futures::future::join_all;
 use m365_sim::Fault;
@@ -11,6 +12,7 @@ use m365_sim::fault::When;
 use m365_sim::graph::SharedSubscribe;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use scoped_futures::ScopedFutureExt as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -441,6 +443,56 @@ async fn whatever_is_said_of_subscriptions_leaves_the_mailbox_open() {
         site.sim().inject(Fault::status(403, When::Before).body(body).method("GET").path(CALLS).times(0));
         site.keep().await.expect("no failure of the sync");
         site.sim().clear_faults();
+        site.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_knows_any_longer_is_not_left_behind_at_microsoft() {
+    for site in sites().await {
+        let lives = || site.at_microsoft().len();
+        let denied = |method: &str| {
+            let body = json!({"error": {"code": "Forbidden", "message": "no"}});
+            site.sim()
+                .inject(Fault::status(403, When::Before).body(body).method(method).path(CALLS).times(0));
+        };
+        site.keep().await.expect("Microsoft answers");
+        site.pass(TimeDelta::minutes(11));
+        for method in ["GET", "POST", "DELETE"] {
+            denied(method);
+        }
+        site.keep().await.expect("a refusal is no failure");
+        let known = site.subscriptions().await;
+        assert!(known.iter().all(|one| one.state == "refused" && one.graph_id.is_none()), "{known:?}");
+        assert_eq!(lives(), 2, "they could not be deleted then");
+        site.sim().clear_faults();
+        assert_eq!(site.end().await.expect("Microsoft answers").len(), 2);
+        assert_eq!(lives(), 0);
+
+        // Refused as before, but for the delete.
+        site.keep().await.expect("Microsoft answers");
+        site.pass(TimeDelta::minutes(11));
+        for method in ["GET", "POST"] {
+            denied(method);
+        }
+        site.keep().await.expect("a refusal is no failure");
+        assert_eq!(lives(), 0, "deleted before they were asked for anew");
+        site.sim().clear_faults();
+        site.end().await.expect("Microsoft answers");
+
+        // Forgotten while Microsoft makes it.
+        let held = site.sim().inject(Fault::hold(When::After).method("POST").path("/v1.0/subscriptions"));
+        let (kept, ()) = tokio::join!(site.keep(), async {
+            site.until("the create is held", || async { site.sim().holds(held) }).await;
+            let id = site.mailbox;
+            let forgotten = site
+                .store
+                .transaction("forget", |tx| async move { subscription::forget(tx, id).await }.scope_boxed());
+            forgotten.await.expect("the store answers");
+            site.sim().release(held);
+        });
+        kept.expect("Microsoft answers");
+        assert_eq!((lives(), site.subscriptions().await.len()), (1, 1));
         site.close().await;
     }
 }

@@ -160,7 +160,13 @@ impl Keeper<'_> {
         }
         match self.refresh(known, id, now).await {
             // It is gone, or not ours any more: asking for it anew tells.
-            Err(Trouble::Microsoft(error)) if is_gone(&error) => self.make(folder).await,
+            Err(Trouble::Microsoft(error)) if is_gone(&error) => {
+                if !error.is_not_found() {
+                    // It may live on where nobody knows it any longer.
+                    let _ = self.graph.unsubscribe(id).await;
+                }
+                self.make(folder).await
+            }
             Err(trouble) => Err(trouble),
             Ok(true) => {
                 let renewal = known.renew_at.filter(|at| *at > now);
@@ -212,7 +218,10 @@ impl Keeper<'_> {
         }
         match answer {
             Ok(made) => {
-                self.ours.subscribed(&wanted, &made.id, made.expiration_date_time).await?;
+                if !self.ours.subscribed(&wanted, &made.id, made.expiration_date_time).await? {
+                    // Its row went while Microsoft was asked: nobody else would delete it.
+                    self.graph.unsubscribe(&made.id).await?;
+                }
                 Ok(self.ours.now() + CHECK)
             }
             Err(error) => {
@@ -252,7 +261,8 @@ impl Keeper<'_> {
             let status = self.graph.unsubscribe(&id).await?;
             ended.push((id, status));
         }
-        if known.iter().any(|known| known.state == state::CREATING) {
+        // A create whose answer never came, or one that was refused in the place of another.
+        if known.iter().any(|known| known.graph_id.is_none()) {
             let resources: Vec<String> =
                 known.iter().map(|known| self.graph.messages_of(&known.folder_id)).collect();
             ended.extend(self.clear(|other| resources.iter().any(|r| r.eq_ignore_ascii_case(other))).await?);
