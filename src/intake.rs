@@ -17,7 +17,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use http_body_util::BodyExt as _;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use url::Url;
 use utoipa_axum::router::OpenApiRouter;
@@ -77,17 +77,24 @@ impl Callbacks {
     }
 }
 
+/// What one request told. It holds the memory it was given until it is committed, however long its sender waits.
+#[derive(Clone)]
+struct Post {
+    items: Arc<[Item]>,
+    _memory: Arc<OwnedSemaphorePermit>,
+}
+
 /// The intake of one process.
 #[derive(Clone)]
 pub struct Intake {
-    posts: Batcher<Arc<[Item]>, ()>,
+    posts: Batcher<Post, ()>,
     memory: Arc<Semaphore>,
 }
 
 impl Intake {
     pub fn start(services: &Services) -> Self {
         let (store, clock) = (services.store.clone(), services.clock.clone());
-        let posts = Batcher::with_room(ROOM, move |posts: Arc<[Arc<[Item]>]>| {
+        let posts = Batcher::with_room(ROOM, move |posts: Arc<[Post]>| {
             let (store, now) = (store.clone(), clock.now());
             async move { store::keep(&store, &posts, now).await }
         });
@@ -95,7 +102,7 @@ impl Intake {
     }
 
     async fn take(&self, body: Body) -> Result<(), ApiError> {
-        let mut memory = self.memory.try_acquire_many(0).map_err(|_| busy())?;
+        let mut memory = self.memory.clone().try_acquire_many_owned(0).map_err(|_| busy())?;
         let body = self.read(body, &mut memory).await?;
         let items: Arc<[Item]> = item::read(&body)
             .ok_or_else(|| {
@@ -108,18 +115,15 @@ impl Intake {
         if items.is_empty() {
             return Ok(());
         }
-        self.posts.try_submit(items).await.ok_or_else(busy)?.map_err(|error| {
+        let post = Post { items, _memory: Arc::new(memory) };
+        self.posts.try_submit(post).await.ok_or_else(busy)?.map_err(|error| {
             tracing::warn!(%error, "notifications could not be stored");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "come again later")
         })
     }
 
     /// Memory is taken for what has arrived, so that nobody can reserve it by a promise.
-    async fn read<'a>(
-        &'a self,
-        mut body: Body,
-        memory: &mut SemaphorePermit<'a>,
-    ) -> Result<BytesMut, ApiError> {
+    async fn read(&self, mut body: Body, memory: &mut OwnedSemaphorePermit) -> Result<BytesMut, ApiError> {
         let mut read = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let incomplete = |_| {
@@ -132,7 +136,7 @@ impl Intake {
                 return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
             }
             let size = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-            memory.merge(self.memory.try_acquire_many(size).map_err(|_| busy())?);
+            memory.merge(self.memory.clone().try_acquire_many_owned(size).map_err(|_| busy())?);
             read.extend_from_slice(&chunk);
         }
         Ok(read)

@@ -11,18 +11,18 @@ use scoped_futures::ScopedFutureExt;
 use subtle::ConstantTimeEq as _;
 use uuid::Uuid;
 
-use super::count;
 use super::item::{Item, News};
+use super::{Post, count};
 use crate::store::notice::{self, Notice};
 use crate::store::subscription::{self, Subscription};
 use crate::store::{Store, StoreError, Tx, folder, mailbox};
 
 pub(super) async fn keep(
     store: &Store,
-    posts: &Arc<[Arc<[Item]>]>,
+    posts: &Arc<[Post]>,
     now: DateTime<Utc>,
 ) -> Result<Vec<()>, StoreError> {
-    let items: &Vec<&Item> = &posts.iter().flat_map(|post| post.iter()).collect();
+    let items: &Vec<&Item> = &posts.iter().flat_map(|post| post.items.iter()).collect();
     let tally = store
         .transaction("intake", |tx| {
             async move {

@@ -166,7 +166,9 @@ impl<'a> Claims<'a> {
                 gate: None,
                 standing,
             };
-            if decoded.envelope.expires_at.is_some_and(|at| at <= self.now) {
+            // An end that was begun comes to its end: half of it is worse than none.
+            let ends = takes_away(decoded) && candidate.standing.as_ref().is_some_and(|row| row.fence > 0);
+            if !ends && decoded.envelope.expires_at.is_some_and(|at| at <= self.now) {
                 let message = "it was not done before expires_at";
                 let ended = self.give_up(tx, &candidate, state::EXPIRED, "expired", message).await?;
                 claims[index] = Some(ended);
@@ -224,9 +226,8 @@ impl<'a> Claims<'a> {
             let duty = candidate.decoded.entry.spec.duty;
             // What goes on by itself was asked for when it began, and what only takes away needs no leave.
             let goes_on = matches!(duty, Some(Duty::SyncMailbox | Duty::FillMailbox));
-            let takes_away = matches!(duty, Some(Duty::DisconnectMailbox | Duty::DisconnectConnection));
             match permission::level(&rules, &candidate.decoded.envelope.workspace, &candidate.tool) {
-                _ if takes_away => allowed.push(candidate),
+                _ if takes_away(candidate.decoded) => allowed.push(candidate),
                 Level::Allow => allowed.push(candidate),
                 Level::Ask if approved || goes_on => allowed.push(candidate),
                 Level::Ask => {
@@ -534,6 +535,10 @@ pub(super) fn ended_event(
         now,
     }
     .owed()
+}
+
+fn takes_away(decoded: &Decoded) -> bool {
+    matches!(decoded.entry.spec.duty, Some(Duty::DisconnectMailbox | Duty::DisconnectConnection))
 }
 
 fn key(request: &ClaimRequest) -> Key {

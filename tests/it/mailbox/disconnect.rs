@@ -607,3 +607,21 @@ async fn whichever_step_cannot_be_written_down_it_goes_on_from_there() {
     world.until_state(&job, "succeeded").await;
     world.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_has_begun_comes_to_its_end_whenever_it_was_to_be_over() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some((world, _)) = followed(pair).await else { continue };
+        world.sim().inject(Fault::status(500, When::Before).path(CALLS).times(0));
+        let mut envelope = world.envelope("end", "mailbox.disconnect", json!({"mailbox": SHARED}));
+        let over_at = world.clock.now() + TimeDelta::seconds(5);
+        envelope["expires_at"] = json!(over_at);
+        world.publish(&[envelope]).await;
+        world.until("it has begun", || async { row(&world).await.state == "disconnecting" }).await;
+        world.until("its time is over", || async { world.clock.now() > over_at }).await;
+        world.sim().clear_faults();
+        world.until_state("end", "succeeded").await;
+        assert_eq!(lives_at_microsoft(&world), 0);
+        world.close().await;
+    }
+}
