@@ -185,6 +185,9 @@ impl Attempts {
     async fn held(&self, delivery: Delivery, decoded: Arc<Decoded>, held: Held) -> Verdict {
         tracing::Span::current().record("attempt", held.attempt);
         let _leased = self.services.ledger.leased(&held);
+        if let Some(gate) = &held.gate {
+            self.services.microsoft.cool_down(gate).was_open(held.claimed_at);
+        }
         let effects = Effects::new(self.services.ledger.clone(), &held);
         let cx = Context {
             services: self.services.clone(),

@@ -85,7 +85,9 @@ impl Bearer {
 
     /// A 401 is a definite "not done", so even a creating call may be made once more with another token.
     pub async fn send(&self, call: Call) -> Result<Answer, Unheard> {
-        if let Some(left) = self.cool_down.as_ref().and_then(CoolDown::left) {
+        if let Some(cool_down) = &self.cool_down
+            && let Some(left) = cool_down.heard().await
+        {
             return Err(Unheard::Http(HttpError::Withheld { call: call.name, left }));
         }
         let token = self.tokens.access(&self.resource).await.map_err(Unheard::NoToken)?;

@@ -1,21 +1,36 @@
 //! What one process knows of those who asked to be left alone.
 //!
-//! The gate in the store keeps new jobs away. This keeps back the next call of a job that runs already: a call
-//! before the time is up makes Microsoft's penalty longer.
+//! The gate in the store keeps new jobs away. This keeps back the next call of a job that runs already, whichever process
+//! was told: a call before the time is up makes Microsoft's penalty longer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use scoped_futures::ScopedFutureExt;
 
 use crate::clock::Clock;
+use crate::store::{Store, StoreError, gate};
+
+/// What the store said counts for so long.
+const FRESH: TimeDelta = TimeDelta::milliseconds(200);
 
 /// Shared by all clients of a process.
 #[derive(Clone)]
 pub struct CoolDowns {
     clock: Clock,
-    until: Arc<Mutex<HashMap<Arc<str>, DateTime<Utc>>>>,
+    /// Where other processes leave word.
+    store: Option<Store>,
+    known: Arc<Mutex<HashMap<Arc<str>, Known>>>,
+}
+
+/// Of one gate.
+#[derive(Default)]
+struct Known {
+    closed_until: DateTime<Utc>,
+    /// When the store was asked last.
+    as_of: DateTime<Utc>,
 }
 
 /// That of one gate, in the hands of a client.
@@ -27,7 +42,12 @@ pub struct CoolDown {
 
 impl CoolDowns {
     pub fn new(clock: Clock) -> Self {
-        Self { clock, until: Arc::default() }
+        Self { clock, store: None, known: Arc::default() }
+    }
+
+    /// From now on the word of other processes counts.
+    pub fn listen(&mut self, store: Store) {
+        self.store = Some(store);
     }
 
     pub fn of(&self, gate: &str) -> CoolDown {
@@ -38,17 +58,50 @@ impl CoolDowns {
 impl CoolDown {
     /// A longer one that goes on already stays.
     pub fn begin(&self, wait: Duration) {
-        let now = self.all.clock.now();
-        let mut until = self.all.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.retain(|_, until| *until > now);
-        let ours = until.entry(self.gate.clone()).or_insert(now);
-        *ours = (*ours).max(now + wait);
+        self.note(|known, now| known.closed_until = known.closed_until.max(now + wait));
     }
 
-    /// What is left of it.
+    /// The gate was open by the store's word of then, as a claim reads it.
+    pub fn was_open(&self, at: DateTime<Utc>) {
+        self.note(|known, _| known.as_of = known.as_of.max(at));
+    }
+
+    /// What is left of it, as far as this process knows.
     pub fn left(&self) -> Option<Duration> {
-        let until = self.all.until.lock().unwrap_or_else(PoisonError::into_inner).get(&self.gate).copied();
-        (until? - self.all.clock.now()).to_std().ok().filter(|left| !left.is_zero())
+        let known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = known.get(&self.gate)?.closed_until;
+        (until - self.all.clock.now()).to_std().ok().filter(|left| !left.is_zero())
+    }
+
+    /// What is left of it by the word of any process. A store that does not answer keeps nobody from Microsoft.
+    pub async fn heard(&self) -> Option<Duration> {
+        if let Some(left) = self.left() {
+            return Some(left);
+        }
+        let (store, gate) = (self.all.store.as_ref()?, &*self.gate);
+        let mut is_fresh = false;
+        self.note(|known, now| {
+            is_fresh = now - known.as_of < FRESH;
+            if !is_fresh {
+                known.as_of = now;
+            }
+        });
+        if is_fresh {
+            return None;
+        }
+        // Boxed, or every call to Microsoft would be as large.
+        let ask = store.read(|tx| async move { gate::closed_until(tx, gate).await }.scope_boxed());
+        let said: Result<_, StoreError> = Box::pin(ask).await;
+        let until = said.ok()??;
+        self.note(|known, _| known.closed_until = known.closed_until.max(until));
+        self.left()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Known, DateTime<Utc>)) {
+        let now = self.all.clock.now();
+        let mut all = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, known| known.closed_until > now || now - known.as_of < FRESH);
+        change(all.entry(self.gate.clone()).or_default(), now);
     }
 }
 
@@ -69,6 +122,6 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert_eq!(ours.left(), None);
         theirs.begin(Duration::from_secs(1));
-        assert_eq!(all.until.lock().expect("no panic").len(), 1, "what is over is forgotten");
+        assert_eq!(all.known.lock().expect("no panic").len(), 1, "what is over is forgotten");
     }
 }

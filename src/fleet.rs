@@ -136,7 +136,8 @@ pub struct Fleet {
 impl Fleet {
     /// Starts `roles`; workers take only the kinds in `only`, or all.
     pub fn start(parts: Parts, roles: &[Role], only: Option<&[String]>) -> Self {
-        let Parts { registry, store, broker, clock, microsoft, vault, tuning } = parts;
+        let Parts { registry, store, broker, clock, mut microsoft, vault, tuning } = parts;
+        microsoft.listen(store.clone());
         let (handoff, backlog) = Handoff::new(&tuning.instance);
         let rules =
             Rules { registry, instance: tuning.instance.clone(), lease: tuning.lease, slots: tuning.slots };

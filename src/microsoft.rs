@@ -15,6 +15,7 @@ use crate::dataverse::{Dataverse, host_patterns};
 use crate::graph::Graph;
 use crate::http::Http;
 use crate::outcome::{Cause, Failure};
+use crate::store::Store;
 use crate::store::connection::Connection;
 
 #[derive(Clone)]
@@ -45,6 +46,11 @@ impl Microsoft {
 
     pub fn graph(&self, connection: &Connection) -> Graph {
         Graph::new(self.http.clone(), self.tokens.of(connection), self.clock.clone(), &self.graph_url)
+    }
+
+    /// Clients hear of what other processes were told, too.
+    pub fn listen(&mut self, store: Store) {
+        self.cool_downs.listen(store);
     }
 
     /// What the clients of this process know of those behind a gate.

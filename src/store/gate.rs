@@ -27,6 +27,13 @@ pub async fn lock(tx: &mut Tx, keys: &[String]) -> Result<Vec<(String, Option<Da
     })?)
 }
 
+/// Until when it is closed, or was.
+pub async fn closed_until(tx: &mut Tx, key: &str) -> Result<Option<DateTime<Utc>>> {
+    let sql = "SELECT key, not_before FROM gates WHERE key = $1 AND not_before IS NOT NULL";
+    let found = sql!(tx, optional(String, DateTime<Utc>), sql, key)?;
+    Ok(found.map(|(_, not_before)| not_before))
+}
+
 /// Closes a gate until `until`; a later closing time that is already there stays.
 pub async fn close(tx: &mut Tx, key: &str, until: DateTime<Utc>) -> Result<()> {
     sql!(

@@ -106,7 +106,7 @@ impl Job for MailboxSync {
                 }
                 let round = if self.round == 0 { mailbox.round } else { self.round };
                 // One folder that fails is no reason to ask for it all the time.
-                let pause = if seen.failed.is_empty() { Duration::ZERO } else { cx.mailboxes().pace() };
+                let pause = if seen.failed == 0 { Duration::ZERO } else { cx.mailboxes().pace() };
                 cx.mailboxes().come_back(&mailbox, round, pause).await?;
                 Ok(MailboxSynced { changes: seen.changes })
             }
@@ -133,8 +133,8 @@ fn put_off(cx: &Context, failure: Failure) -> Failure {
 struct Seen {
     changes: usize,
     refused: Option<String>,
-    /// What is wrong with single folders stands in no other's way.
-    failed: Vec<Failure>,
+    /// Folders with which something is wrong: they stand in no other's way.
+    failed: usize,
 }
 
 impl Seen {
@@ -147,9 +147,9 @@ impl Seen {
     ) -> Result<Option<T>, Failure> {
         match came {
             Ok(came) => Ok(Some(came)),
-            Err(failure) if is_of_folder(folder, &failure) && self.failed.len() < MOST_FAILED => {
+            Err(failure) if is_of_folder(folder, &failure) && self.failed < MOST_FAILED => {
                 cx.mailboxes().folder_failed(folder, &failure).await?;
-                self.failed.push(failure);
+                self.failed += 1;
                 Ok(None)
             }
             Err(failure) => Err(failure),

@@ -1,6 +1,6 @@
 //! What a backfill asks Microsoft for, and what it does not ask for twice.
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use followthrough_tests::world::{Pair, World};
 use m365_sim::Fault;
 use m365_sim::fault::When;
@@ -67,7 +67,7 @@ async fn a_second_that_holds_more_messages_than_any_page_stops_nothing() {
     const OF_ONE_SECOND: usize = 2_300;
     for pair in [Pair::Embedded, Pair::Servers] {
         let Some(world) = consented(pair).await else { continue };
-        let days_ago = |days| Some(Utc::now() - TimeDelta::days(days));
+        let days_ago = |days| Some(world.clock.now() - TimeDelta::days(days));
         let same = days_ago(7);
         for number in 0..OF_ONE_SECOND {
             let mail = NewMessage::new("Nora <nora@customer.example>", &format!("Import {number}"), ".");

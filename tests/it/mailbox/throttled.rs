@@ -1,11 +1,13 @@
 //! Hundreds of 429s in a row: the mailbox waits, and nobody is said to be at fault.
 
 use chrono::TimeDelta;
+use followthrough::store::{StoreError, gate};
 use followthrough_tests::world::{ADA, Pair, World};
 use m365_sim::Fault;
 use m365_sim::fault::When;
 use m365_sim::graph::Fill;
 use m365_sim::referee::Limits;
+use scoped_futures::ScopedFutureExt;
 
 use super::support::{
     SHARED, connect, consented, deliver, end, filled, held_ids, leave, once_each, pass_until, row,
@@ -62,6 +64,45 @@ async fn what_one_lane_of_a_backfill_is_told_the_other_one_hears_before_its_next
         // It is answered, and would ask for the next page at once.
         world.sim().release(under_way);
         filled(&world).await;
+        once_each(&world).await;
+        leave(&world).await;
+        world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_process_is_told_another_ones_backfill_hears_before_its_next_call() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = World::open(pair).await else { continue };
+        let connection = world.connect(ADA, "shared-mailbox").await;
+        world.sim().graph().fill(SHARED, &Fill { messages: 1_000, folders: 4, ..Fill::default() });
+        let held = Fault::hold(When::Before).method("GET").path("*/mailFolders/*/messages");
+        // Behind the counts of all folders, in both lanes.
+        let under_way = [30, 31].map(|nth| world.sim().inject(held.clone().nth(nth)));
+        connect(&world, 31).await;
+        let both = || async { under_way.iter().all(|held| world.sim().holds(*held)) };
+        world.until("both lanes wait", both).await;
+        // As another process leaves word of a 429.
+        let tenant = world.connection(connection).await.tenant_id.expect("a tenant");
+        let (key, until) = (&gate::of_mailbox(&tenant, SHARED), world.clock.now() + TimeDelta::seconds(8));
+        let written: Result<_, StoreError> = world
+            .store
+            .transaction("throttled", |tx| async move { gate::close(tx, key, until).await }.scope_boxed())
+            .await;
+        written.expect("the store answers");
+        // What was heard just before counts for a moment.
+        let heard_at = world.clock.now() + TimeDelta::milliseconds(500);
+        world.until("all ask again", || async { world.clock.now() > heard_at }).await;
+        for held in under_way {
+            world.sim().release(held);
+        }
+        filled(&world).await;
+        let early = world
+            .sim()
+            .calls()
+            .into_iter()
+            .find(|call| call.path.contains(SHARED) && call.started > heard_at && call.started < until);
+        assert!(early.is_none(), "{early:?}");
         once_each(&world).await;
         leave(&world).await;
         world.close().await;
