@@ -100,7 +100,8 @@ async fn a_connection_with_two_mailboxes_of_which_one_is_being_filled_ends_in_on
             .run("sales", "mailbox.connect", json!({"address": SALES, "backfill_days": 0}), "succeeded")
             .await;
         // Behind the counts of all folders, in the middle of the lists.
-        let lists = Fault::hold(When::Before).method("GET").path("*/mailFolders/*/messages");
+        let lists = Fault::hold(When::Before).method("GET");
+        let lists = lists.path(&format!("/v1.0/users/{SHARED}/mailFolders/*/messages"));
         let list = world.sim().inject(lists.nth(30));
         connect(&world, 31).await;
         let mut made = Vec::new();
