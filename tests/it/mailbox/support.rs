@@ -146,7 +146,7 @@ pub(crate) async fn pass_until<F: Future<Output = bool>>(
 ) {
     let (real, mut steps) = (Clock::system(), 0);
     while !condition().await {
-        assert!(steps < 2_000, "not in time: {what}; states {:?}", world.states().await);
+        assert!(steps < 6_000, "not in time: {what}; states {:?}", world.states().await);
         // What a process has in hand to publish is another's after half a minute: it would come twice.
         if world.owed().await == 0 {
             world.pass(step);
