@@ -8,7 +8,7 @@ use crate::http::{Call, add_query};
 
 /// More folders in one place than Exchange allows.
 const MOST_FOLDERS: usize = 10_000;
-const SELECT: &str = "id,displayName,parentFolderId,childFolderCount,totalItemCount,isHidden";
+const SELECT: &str = "id,displayName,parentFolderId,childFolderCount,isHidden";
 
 /// A folder that holds messages of its own.
 #[derive(Debug, Clone, Deserialize)]

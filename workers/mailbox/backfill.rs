@@ -164,7 +164,7 @@ async fn slice(
         let lanes = (0..cx.permits().min(LANES)).map(|_| work.lane());
         let mut went = Went::Through;
         for lane in join_all(lanes).await {
-            went = went.worse(lane?);
+            went = went.max(lane?);
         }
         match went {
             Went::Stopped => {
@@ -230,12 +230,6 @@ enum Proof {
     Missing,
 }
 
-impl Proof {
-    fn worse(self, other: Self) -> Self {
-        self.max(other)
-    }
-}
-
 /// Is less stored than Microsoft counts? Those folders are read again, unless a look at what has changed explains it.
 async fn proof(
     cx: &Context,
@@ -252,16 +246,16 @@ async fn proof(
         }
         let Some(doubted_at) = folder.doubted_at else {
             cx.mailboxes().look_first(mailbox, &folder).await?;
-            proof = proof.worse(Proof::Open);
+            proof = proof.max(Proof::Open);
             continue;
         };
         let looked = seen >= Some(doubted_at) || cx.now() > doubted_at + cx.mailboxes().pace() * 10;
         if !looked {
-            proof = proof.worse(Proof::Open);
+            proof = proof.max(Proof::Open);
         } else if folder.fill_again < AGAIN {
             tracing::warn!(there, stored, "a folder holds more than was read of it; it is read again");
             cx.mailboxes().fill_again(&folder).await?;
-            proof = proof.worse(Proof::Missing);
+            proof = proof.max(Proof::Missing);
         } else {
             tracing::warn!(there, stored, "a folder is said to hold more than can be read of it");
         }
@@ -285,12 +279,6 @@ enum Went {
     OutOfTime,
     /// Cancelled, or a folder is not there any more.
     Stopped,
-}
-
-impl Went {
-    fn worse(self, other: Self) -> Self {
-        self.max(other)
-    }
 }
 
 struct Work<'a> {

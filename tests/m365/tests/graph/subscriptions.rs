@@ -16,6 +16,17 @@ async fn told_of(seen: &Seen, kind: impl Fn(&Value) -> bool, wanted: usize) -> u
     count(&seen.borrow())
 }
 
+/// What happened before is told of by now, or is withheld: a live subscription has told twice of what came later.
+async fn all_is_told(sim: &m365_sim::Sim, seen: &Seen, live: &str) {
+    let of_live = |one: &Value| one["subscriptionId"] == live && one["changeType"] == "created";
+    let before = told_of(seen, of_live, 0).await;
+    for more in 1..=2 {
+        let mail = NewMessage::new("x@y.example", "later", "b");
+        sim.deliver(ADA, NewMessage { folder: Some("Drafts".to_owned()), ..mail });
+        assert_eq!(told_of(seen, of_live, before + more).await, before + more);
+    }
+}
+
 /// Receives notifications at `/notify`; `/wrong` fails the handshake.
 async fn receiver() -> (String, Seen) {
     use axum::extract::{Query, State};
@@ -67,7 +78,8 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
         409
     );
     let message = running.sim.deliver(ADA, NewMessage::new("x@y.example", "news", "b"));
-    let created = |one: &Value| one["changeType"] == "created";
+    let made_id = id(&made);
+    let created = |one: &Value| one["subscriptionId"] == made_id.as_str() && one["changeType"] == "created";
     assert_eq!(told_of(&seen, created, 1).await, 1);
     let told = seen.borrow()[0]["value"][0].clone();
     assert_eq!(
@@ -81,10 +93,12 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
     running.sim.clock().advance(TimeDelta::minutes(59));
     assert_eq!(told_of(&seen, |one| one["lifecycleEvent"] == "reauthorizationRequired", 1).await, 1);
     running.sim.clock().advance(TimeDelta::minutes(2));
-    let _held = running.sim.deliver(ADA, NewMessage::new("x@y.example", "held", "b"));
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    assert_eq!(told_of(&seen, created, 1).await, 1, "withheld");
     let ada = Client::new(&running, ADA, OWN);
+    let live = wanted("/notify", "me/mailFolders('drafts')/messages");
+    let live = id(&ada.post("/subscriptions", &live).await.1);
+    let _held = running.sim.deliver(ADA, NewMessage::new("x@y.example", "held", "b"));
+    all_is_told(&running.sim, &seen, &live).await;
+    assert_eq!(told_of(&seen, created, 1).await, 1, "withheld");
     assert_eq!(ada.get("/subscriptions").await.1["value"][0]["clientState"], Value::Null);
     let path = format!("/subscriptions/{}", id(&made));
     assert_eq!(ada.bare(Method::POST, &format!("{path}/reauthorize")).await.0, 204);
@@ -106,10 +120,11 @@ async fn a_subscription_shakes_hands_tells_of_changes_and_is_refused_or_mute_for
     assert_eq!(service.post("/subscriptions", &shared).await.0, 403);
     running.sim.graph().switches.shared_subscribe = SharedSubscribe::AcceptButSilent;
     assert_eq!(service.post("/subscriptions", &shared).await.0, 201);
-    let before = seen.borrow().len();
+    let before = told_of(&seen, |one| one["subscriptionId"] != live.as_str(), 0).await;
     running.sim.deliver("support@acme.example", NewMessage::new("x@y.example", "unheard", "b"));
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    assert_eq!(seen.borrow().len(), before, "accepted, and mute");
+    all_is_told(&running.sim, &seen, &live).await;
+    let told = told_of(&seen, |one| one["subscriptionId"] != live.as_str(), 0).await;
+    assert_eq!(told, before, "accepted, and mute");
 }
 
 #[tokio::test]
