@@ -174,8 +174,8 @@ impl<'a> Claims<'a> {
                 claims[index] = Some(ended);
             } else if candidate.standing.as_ref().is_some_and(|row| row.crashes >= CRASHES) {
                 let message = "its worker was lost again and again";
-                let ended = self.give_up(tx, &candidate, state::DEAD, "crash_loop", message).await?;
-                claims[index] = Some(ended);
+                claims[index] =
+                    Some(self.end(tx, &candidate, state::DEAD, None, "crash_loop", message).await?);
             } else if let Some(until) = decoded.envelope.not_before.filter(|at| *at > self.now + EARLY) {
                 if candidate.standing.is_none() {
                     job::insert(tx, &[self.row(&candidate, state::WAITING, Some(until))]).await?;

@@ -476,7 +476,7 @@ pub async fn requeue(tx: &mut Tx, key: &Key, fence: i64, now: DateTime<Utc>) -> 
          approved_by = CASE WHEN state = 'dead' THEN NULL ELSE approved_by END, \
          approved_at = CASE WHEN state = 'dead' THEN NULL ELSE approved_at END, \
          attempt = CASE WHEN state IN ('parked', 'dead') THEN 0 ELSE attempt END, \
-         crashes = CASE WHEN state = 'dead' OR cause = 'ambiguous' THEN 0 ELSE crashes END, updated_at = $4 \
+         crashes = CASE WHEN state = 'dead' THEN 0 ELSE crashes END, updated_at = $4 \
          WHERE workspace = $1 AND id = $2 AND fence = $3 \
          AND state IN ('parked', 'dead', 'queued', 'waiting', 'running') RETURNING attempt",
         &key.0,

@@ -176,7 +176,7 @@ async fn a_job_that_crashes_its_worker_becomes_a_dead_letter_and_its_neighbours_
     let mut worker = workers.start();
     let mut starts = 1;
     while world.state("crasher").await != "dead" || succeeded(&world).await < 49 {
-        assert!(starts < 20, "the crasher is still at it: {:?}", world.states().await);
+        assert!(starts < 20 && world.state("crasher").await != "parked", "{:?}", world.states().await);
         if worker.is_gone() {
             worker = workers.start();
             starts += 1;

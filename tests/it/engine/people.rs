@@ -140,8 +140,8 @@ async fn what_is_discarded_while_it_is_replayed_is_not_done(world: Engine) {
     fleet.drain().await;
 }
 
-/// The job's first write was intended, and its worker lost before it could say more. `crashes` is how often that was.
-async fn lost_in_a_write(world: &Engine, id: &str, crashes: i32) {
+/// The job's first write was intended, and its worker lost before it could say more.
+async fn lost_in_a_write(world: &Engine, id: &str) {
     let (workspace, now) = (world.workspace.as_str(), world.clock.now());
     let planted: Result<_, StoreError> = world
         .store
@@ -156,14 +156,6 @@ async fn lost_in_a_write(world: &Engine, id: &str, crashes: i32) {
                     id,
                     uuid::Uuid::now_v7(),
                     now,
-                )?;
-                followthrough::sql!(
-                    tx,
-                    execute,
-                    "UPDATE jobs SET crashes = $3 WHERE workspace = $1 AND id = $2",
-                    workspace,
-                    id,
-                    crashes,
                 )?;
                 Ok(())
             }
@@ -186,19 +178,18 @@ async fn a_write_in_doubt_is_told_of_by_a_person_however_its_job_would_end(world
             })
             .await;
     };
-    let waits = async |id: &str, crashes: i32, expires: bool| {
+    let waits = async |id: &str, expires: bool| {
         let mut envelope = world.envelope(id, "test.write", json!({}));
         if expires {
             envelope["expires_at"] = json!(world.clock.now() + chrono::TimeDelta::seconds(10));
         }
         world.publish(&[envelope]).await;
         world.until_state(id, "parked").await;
-        lost_in_a_write(&world, id, crashes).await;
+        lost_in_a_write(&world, id).await;
     };
-    waits("late", 0, true).await;
-    waits("rejected", 0, false).await;
-    waits("crashing", 10, false).await;
-    waits("denied", 0, false).await;
+    waits("late", true).await;
+    waits("rejected", false).await;
+    waits("denied", false).await;
 
     let by = "grace@acme.example";
     let no = submit::reject(services, &world.workspace, "rejected", by, Some("no")).await;
@@ -207,8 +198,6 @@ async fn a_write_in_doubt_is_told_of_by_a_person_however_its_job_would_end(world
     let again = submit::reject(services, &world.workspace, "rejected", by, None).await;
     assert_ne!(again.expect("the store"), Decided::Done, "it asks for something else now");
 
-    submit::approve(services, &world.workspace, "crashing", by, None).await.expect("the store");
-    in_doubt("crashing").await;
     world.set_tool("test.write", "deny").await;
     submit::approve(services, &world.workspace, "denied", by, None).await.expect("the store");
     in_doubt("denied").await;
@@ -226,14 +215,14 @@ async fn a_write_in_doubt_is_told_of_by_a_person_however_its_job_would_end(world
     // Nobody has done anything, and with a person's word all but the last go on.
     assert_eq!(world.outside.started(), 0);
     world.set_tool("test.write", "allow").await;
-    let ids = ["rejected", "crashing", "denied"];
+    let ids = ["rejected", "denied"];
     let which = Which { ids: ids.map(str::to_owned).to_vec(), limit: 10, ..Default::default() };
     let released = release(services, &which, Some(Found::NotMade), by, false).await.expect("the store");
     assert!(released.iter().all(|one| one.done), "{released:?}");
     for id in ids {
         world.until_state(id, "succeeded").await;
     }
-    assert_eq!((world.outside.effects(), world.outside.doubled()), (6, 0));
+    assert_eq!((world.outside.effects(), world.outside.doubled()), (4, 0));
     world.at_rest().await;
     fleet.drain().await;
 }
