@@ -79,22 +79,26 @@ impl CoolDown {
             return Some(left);
         }
         let (store, gate) = (self.all.store.as_ref()?, &*self.gate);
-        let mut is_fresh = false;
-        self.note(|known, now| {
-            is_fresh = now - known.as_of < FRESH;
-            if !is_fresh {
-                known.as_of = now;
-            }
-        });
-        if is_fresh {
+        let asked_at = self.all.clock.now();
+        if self.is_fresh(asked_at) {
             return None;
         }
         // Boxed, or every call to Microsoft would be as large.
         let ask = store.read(|tx| async move { gate::closed_until(tx, gate).await }.scope_boxed());
         let said: Result<_, StoreError> = Box::pin(ask).await;
-        let until = said.ok()??;
-        self.note(|known, _| known.closed_until = known.closed_until.max(until));
+        // Only now: who asks meanwhile must not take the question for the answer.
+        self.note(|known, _| {
+            known.as_of = known.as_of.max(asked_at);
+            if let Ok(Some(until)) = said {
+                known.closed_until = known.closed_until.max(until);
+            }
+        });
         self.left()
+    }
+
+    fn is_fresh(&self, now: DateTime<Utc>) -> bool {
+        let known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&self.gate).is_some_and(|known| now - known.as_of < FRESH)
     }
 
     fn note(&self, change: impl FnOnce(&mut Known, DateTime<Utc>)) {

@@ -1,6 +1,7 @@
 //! Hundreds of 429s in a row: the mailbox waits, and nobody is said to be at fault.
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use followthrough::cool_down::CoolDowns;
 use followthrough::store::{StoreError, gate};
 use followthrough_tests::world::{ADA, Pair, World};
 use m365_sim::Fault;
@@ -84,12 +85,8 @@ async fn what_one_process_is_told_another_ones_backfill_hears_before_its_next_ca
         world.until("both lanes wait", both).await;
         // As another process leaves word of a 429.
         let tenant = world.connection(connection).await.tenant_id.expect("a tenant");
-        let (key, until) = (&gate::of_mailbox(&tenant, SHARED), world.clock.now() + TimeDelta::seconds(8));
-        let written: Result<_, StoreError> = world
-            .store
-            .transaction("throttled", |tx| async move { gate::close(tx, key, until).await }.scope_boxed())
-            .await;
-        written.expect("the store answers");
+        let until = world.clock.now() + TimeDelta::seconds(8);
+        leave_word(&world, &gate::of_mailbox(&tenant, SHARED), until).await;
         // What was heard just before counts for a moment.
         let heard_at = world.clock.now() + TimeDelta::milliseconds(500);
         world.until("all ask again", || async { world.clock.now() > heard_at }).await;
@@ -107,4 +104,28 @@ async fn what_one_process_is_told_another_ones_backfill_hears_before_its_next_ca
         leave(&world).await;
         world.close().await;
     }
+}
+
+#[tokio::test]
+async fn who_asks_while_another_one_asks_is_told_the_same() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some(world) = World::open(pair).await else { continue };
+        let key = gate::of_mailbox("tenant", SHARED);
+        leave_word(&world, &key, world.clock.now() + TimeDelta::hours(1)).await;
+        let mut cool_downs = CoolDowns::new(world.clock.clone());
+        cool_downs.listen(world.store.clone());
+        let of_mailbox = cool_downs.of(&key);
+        let (one, other) = tokio::join!(of_mailbox.heard(), of_mailbox.heard());
+        assert!(one.is_some() && other.is_some(), "{one:?} {other:?}");
+        world.close().await;
+    }
+}
+
+/// As another process does that was told to wait.
+async fn leave_word(world: &World, key: &str, until: DateTime<Utc>) {
+    let close = world
+        .store
+        .transaction("throttled", |tx| async move { gate::close(tx, key, until).await }.scope_boxed());
+    let closed: Result<_, StoreError> = close.await;
+    closed.expect("the store answers");
 }
