@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use followthrough::context::Context;
+use followthrough::effect::Intent;
 use followthrough::job::{Duty, Gate, Invalid, Job, Spec};
 use followthrough::mailbox::disconnect::receipt_of;
 use followthrough::outcome::{Cause, Disposition, Failure};
@@ -15,6 +16,7 @@ use followthrough::store::mailbox::{Mailbox, state};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::subscriptions;
 
@@ -67,9 +69,20 @@ impl Job for MailboxDisconnect {
     }
 
     async fn run(&self, cx: &Context) -> Result<MailboxDisconnected, Failure> {
-        let mailbox = super::of_payload(cx, &self.mailbox).await?;
+        let mailbox = self.meant(cx).await?;
         let unwound = unwind(cx, &mailbox).await;
         Ok(MailboxDisconnected { receipt: unwound.map_err(|failure| put_off(cx, failure))? })
+    }
+}
+
+impl MailboxDisconnect {
+    /// Decided once: after its last step the address is nobody's, or that of a mailbox which was connected since.
+    async fn meant(&self, cx: &Context) -> Result<Mailbox, Failure> {
+        let found = super::of_payload(cx, &self.mailbox).await.map(|mailbox| mailbox.id);
+        let id = found.as_ref().map(Uuid::to_string).unwrap_or_default();
+        let decided = |intent: Intent| async move { Ok(intent.request.parse().ok()) };
+        let id: Uuid = cx.effect("mailbox").request(id).perform(decided, |_| async { found }).await?;
+        super::of_payload(cx, &id.to_string()).await
     }
 }
 

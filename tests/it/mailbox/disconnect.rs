@@ -426,19 +426,8 @@ async fn a_job_that_died_behind_its_last_step_leaves_the_next_consent_alone() {
         let job = jobs["jobs"][0]["id"].as_str().expect("an id").to_owned();
         world.until_state(&job, "succeeded").await;
         world.connect(ADA, "shared-mailbox").await;
-        // As it stood when its worker was lost: the wipe is committed, the outcome is not.
-        let (now, row) = (world.clock.now(), job.as_str());
-        let lost: Result<_, StoreError> = world
-            .store
-            .transaction("lose", |tx| {
-                async move {
-                    let sql = "UPDATE jobs SET state = 'running', result = NULL, finished_at = NULL, lease_until = $2 WHERE id = $1";
-                    Ok(followthrough::sql!(tx, execute, sql, row, now)?)
-                }
-                .scope_boxed()
-            })
-            .await;
-        assert_eq!(lost.expect("the store answers"), 1);
+        // The wipe is committed, the outcome is not.
+        lose(&world, &job).await;
         world.publish(&[world.envelope(&job, "connection.disconnect", json!({"connection": id}))]).await;
         world.until_state(&job, "succeeded").await;
         let result = world.job(&job).await.expect("the row").result.expect("a result");
@@ -450,6 +439,45 @@ async fn a_job_that_died_behind_its_last_step_leaves_the_next_consent_alone() {
         assert_eq!(the_receipt(&world).await, receipt);
         world.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_died_behind_its_last_step_leaves_the_next_mailbox_of_the_address_alone() {
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let Some((world, _)) = followed(pair).await else { continue };
+        let by_address = json!({"mailbox": SHARED});
+        let done = world.run("end", "mailbox.disconnect", by_address.clone(), "succeeded").await;
+        for is_connected_anew in [false, true] {
+            if is_connected_anew {
+                let again = json!({"address": SHARED, "backfill_days": 0});
+                world.run("again", "mailbox.connect", again, "succeeded").await;
+            }
+            lose(&world, "end").await;
+            world.publish(&[world.envelope("end", "mailbox.disconnect", by_address.clone())]).await;
+            world.until_state("end", "succeeded").await;
+            assert_eq!(world.job("end").await.expect("the row").result, done.result);
+        }
+        assert_eq!(row(&world).await.state, "connected");
+        world.at_rest().await;
+        assert_eq!(receipts(&world, "mailbox.disconnected").len(), 1);
+        world.close().await;
+    }
+}
+
+/// A job as it stood when its worker was lost, behind all it did.
+async fn lose(world: &World, job: &str) {
+    let now = world.clock.now();
+    let lost: Result<_, StoreError> = world
+        .store
+        .transaction("lose", |tx| {
+            async move {
+                let sql = "UPDATE jobs SET state = 'running', result = NULL, finished_at = NULL, lease_until = $2 WHERE id = $1";
+                Ok(followthrough::sql!(tx, execute, sql, job, now)?)
+            }
+            .scope_boxed()
+        })
+        .await;
+    assert_eq!(lost.expect("the store answers"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
