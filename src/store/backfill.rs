@@ -135,18 +135,28 @@ pub async fn end(
     state: &'static str,
     now: DateTime<Utc>,
 ) -> Result<Option<Backfill>> {
+    let ended = sql!(
+        tx,
+        execute,
+        "UPDATE backfills SET state = $2, updated_at = $3, finished_at = $3 \
+         WHERE mailbox_id = $1 AND state = 'running'",
+        mailbox,
+        state,
+        now,
+    )?;
+    if ended == 0 {
+        return Ok(None);
+    }
+    // By itself: PostgreSQL would count as of before a page that was being laid down when the row was waited for.
     Ok(sql!(
         tx,
         optional Backfill,
         columns!(
-            "UPDATE backfills SET state = $2, updated_at = $3, finished_at = $3, \
-             stored = (SELECT COUNT(*) FROM messages WHERE messages.mailbox_id = backfills.mailbox_id \
-             AND messages.backfill = backfills.number) \
-             WHERE mailbox_id = $1 AND state = 'running' RETURNING ",
+            "UPDATE backfills SET stored = (SELECT COUNT(*) FROM messages \
+             WHERE messages.mailbox_id = backfills.mailbox_id AND messages.backfill = backfills.number) \
+             WHERE mailbox_id = $1 RETURNING ",
             ""
         ),
         mailbox,
-        state,
-        now,
     )?)
 }
