@@ -23,42 +23,72 @@ pub(super) const AHEAD: TimeDelta = TimeDelta::minutes(5);
 /// How often its progress is told.
 const TELL: TimeDelta = TimeDelta::seconds(5);
 
-/// Whose turn it is.
 #[derive(Debug, Clone)]
-pub enum Turn {
-    /// This job's: go on.
-    Ours(Backfill),
-    /// This job's, and over.
+pub enum Stand {
+    Runs(Backfill),
     Over(Backfill),
-    /// Another job's.
-    Busy,
+    /// Cancelled, and another one was begun since.
+    Replaced {
+        stored: i64,
+    },
 }
 
 impl Mailboxes {
-    /// Begins the backfill of this job, or finds the one it began before.
-    pub async fn fill(&self, mailbox: &Mailbox, job: Uuid, floor: DateTime<Utc>) -> Result<Turn, Failure> {
+    /// Begins a backfill for this job, or finds the one it began; its number, or `None` while another one runs.
+    pub async fn begin_fill(
+        &self,
+        mailbox: &Mailbox,
+        job: Uuid,
+        floor: DateTime<Utc>,
+    ) -> Result<Option<i64>, Failure> {
         let (id, now) = (mailbox.id, self.now());
         let store = &self.services.store;
-        let turn: Result<_, StoreError> = store
+        let begun: Result<_, StoreError> = store
             .transaction("backfill_begin", |tx| {
                 async move {
-                    match backfill::find(tx, id).await? {
-                        Some(known) if known.id == job && known.state == state::RUNNING => {
-                            return Ok(Turn::Ours(known));
-                        }
-                        Some(known) if known.id == job => return Ok(Turn::Over(known)),
-                        _ => {}
+                    if let Some(known) = backfill::find(tx, id).await?.filter(|known| known.id == job) {
+                        return Ok(Some(known.number));
                     }
                     let Some(begun) = backfill::begin(tx, id, job, floor, now).await? else {
-                        return Ok(Turn::Busy);
+                        return Ok(None);
                     };
                     folder::begin_fill(tx, id, now + AHEAD, floor).await?;
-                    Ok(Turn::Ours(begun))
+                    Ok(Some(begun.number))
                 }
                 .scope_boxed()
             })
             .await;
-        Ok(turn?)
+        Ok(begun?)
+    }
+
+    /// The number of the one that this job began, while it is the mailbox's last.
+    pub async fn begun_fill(&self, mailbox: &Mailbox, job: Uuid) -> Result<Option<i64>, Failure> {
+        let last = self.last_fill(mailbox).await?;
+        Ok(last.filter(|last| last.id == job).map(|last| last.number))
+    }
+
+    /// What has become of one.
+    pub async fn fill(&self, mailbox: &Mailbox, number: i64) -> Result<Stand, Failure> {
+        let id = mailbox.id;
+        match self.last_fill(mailbox).await? {
+            Some(last) if last.number == number && last.state == state::RUNNING => Ok(Stand::Runs(last)),
+            Some(last) if last.number == number => Ok(Stand::Over(last)),
+            _ => {
+                let store = &self.services.store;
+                let stored: Result<_, StoreError> = store
+                    .read(|tx| async move { message::count_filled(tx, id, number).await }.scope_boxed())
+                    .await;
+                Ok(Stand::Replaced { stored: stored? })
+            }
+        }
+    }
+
+    async fn last_fill(&self, mailbox: &Mailbox) -> Result<Option<Backfill>, Failure> {
+        let id = mailbox.id;
+        let store = &self.services.store;
+        let last: Result<_, StoreError> =
+            store.read(|tx| async move { backfill::find(tx, id).await }.scope_boxed()).await;
+        Ok(last?)
     }
 
     /// As many as the folders say they hold.
@@ -75,11 +105,7 @@ impl Mailboxes {
 
     /// Was all of its past read that is to be kept? Not when somebody cancelled that.
     pub async fn is_filled(&self, mailbox: &Mailbox) -> Result<bool, Failure> {
-        let id = mailbox.id;
-        let store = &self.services.store;
-        let filled: Result<_, StoreError> =
-            store.read(|tx| async move { backfill::find(tx, id).await }.scope_boxed()).await;
-        Ok(filled?.is_none_or(|filled| filled.state == state::COMPLETED))
+        Ok(self.last_fill(mailbox).await?.is_none_or(|filled| filled.state == state::COMPLETED))
     }
 
     /// How many of a folder are stored, of those that arrived in a span of time.

@@ -287,6 +287,18 @@ pub async fn list(tx: &mut Tx, mailbox: Uuid, filter: &Filter) -> Result<Vec<Mes
     })?)
 }
 
+/// How many a backfill found, as far as no later one found them again.
+pub async fn count_filled(tx: &mut Tx, mailbox: Uuid, backfill: i64) -> Result<i64> {
+    let (count,) = sql!(
+        tx,
+        one(i64,),
+        "SELECT COUNT(*) FROM messages WHERE mailbox_id = $1 AND backfill = $2",
+        mailbox,
+        backfill,
+    )?;
+    Ok(count)
+}
+
 /// How many of a folder are there from `floor` on.
 pub async fn count_between(
     tx: &mut Tx,

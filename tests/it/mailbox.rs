@@ -2,6 +2,7 @@
 
 mod attached;
 mod away;
+mod cancelled;
 mod consents;
 mod disconnect;
 mod filled;

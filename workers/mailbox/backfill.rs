@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use followthrough::context::Context;
+use followthrough::effect::Intent;
 use followthrough::graph::Graph;
 use followthrough::graph::arrivals::{Arrivals, Place, Window};
 use followthrough::job::{Duty, Gate, Invalid, Job, STORABLE, Spec, is_storable};
-use followthrough::mailbox::backfill::Turn;
+use followthrough::mailbox::backfill::Stand;
 use followthrough::mailbox::pages::FillPage;
 use followthrough::oauth::scopes::Integration;
 use followthrough::outcome::{Cause, Disposition, Failure};
@@ -104,28 +105,47 @@ impl Job for MailboxBackfill {
             // Ended meanwhile, or not begun: there is nothing to fill.
             return Ok(MailboxFilled { state: state::CANCELLED.into(), found: 0, stored: 0 });
         }
+        let number = self.begin(cx, &mailbox).await?;
+        match cx.mailboxes().fill(&mailbox, number).await? {
+            Stand::Runs(backfill) => match slice(cx, &mailbox, &backfill).await {
+                Ok(filled) => filled.ok_or_else(Failure::continues),
+                Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
+            },
+            over => ended(over).ok_or_else(Failure::continues),
+        }
+    }
+}
+
+impl MailboxBackfill {
+    /// Begun once: a job whose backfill was cancelled begins no other, and is in no other's way.
+    async fn begin(&self, cx: &Context, mailbox: &Mailbox) -> Result<i64, Failure> {
         let floor = match (self.days, self.since) {
             (Some(days), _) => cx.now() - TimeDelta::days(days.into()),
             (None, since) => since.unwrap_or(mailbox.floor),
         };
         // Exchange compares whole seconds.
         let floor = floor.trunc_subsecs(0);
-        match cx.mailboxes().fill(&mailbox, cx.effect_id("backfill"), floor).await? {
-            Turn::Busy => Err(Failure::reject(
-                "backfill_running",
-                "another backfill of this mailbox runs; cancel it first",
-            )),
-            Turn::Over(backfill) => Ok(told(&backfill)),
-            Turn::Ours(backfill) => match slice(cx, &mailbox, &backfill).await {
-                Ok(filled) => filled.map_or_else(|| Err(Failure::continues()), Ok),
-                Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
-            },
-        }
+        let ours = cx.mailboxes();
+        let begun = |intent: Intent| async move { cx.mailboxes().begun_fill(mailbox, intent.id).await };
+        let begin = |intent: Intent| async move {
+            ours.begin_fill(mailbox, intent.id, floor).await?.ok_or_else(|| {
+                let message = "another backfill of this mailbox runs; cancel it first";
+                Failure::reject("backfill_running", message)
+            })
+        };
+        cx.effect("backfill").perform(begun, begin).await
     }
 }
 
-fn told(backfill: &Backfill) -> MailboxFilled {
-    MailboxFilled { state: backfill.state.clone(), found: backfill.found, stored: backfill.stored }
+/// `None` while it runs.
+fn ended(stand: Stand) -> Option<MailboxFilled> {
+    match stand {
+        Stand::Runs(_) => None,
+        Stand::Over(one) => Some(MailboxFilled { state: one.state, found: one.found, stored: one.stored }),
+        Stand::Replaced { stored } => {
+            Some(MailboxFilled { state: state::CANCELLED.into(), found: stored, stored })
+        }
+    }
 }
 
 /// However long Microsoft is away, a backfill only waits.
@@ -168,12 +188,8 @@ async fn slice(
         }
         match went {
             Went::Stopped => {
-                return Ok(match cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await? {
-                    Turn::Over(backfill) => Some(told(&backfill)),
-                    Turn::Busy => Some(MailboxFilled { state: state::CANCELLED.into(), ..told(backfill) }),
-                    // A folder was deleted while a page of it was on its way.
-                    Turn::Ours(_) => None,
-                });
+                // It runs if a folder was deleted while a page of it was on its way.
+                return Ok(ended(cx.mailboxes().fill(mailbox, backfill.number).await?));
             }
             Went::OutOfTime => return Ok(None),
             Went::Through => {}
@@ -192,10 +208,7 @@ async fn slice(
         }
     }
     cx.mailboxes().filled(mailbox).await?;
-    match cx.mailboxes().fill(mailbox, backfill.id, backfill.floor).await? {
-        Turn::Over(backfill) => Ok(Some(told(&backfill))),
-        _ => Ok(None),
-    }
+    Ok(ended(cx.mailboxes().fill(mailbox, backfill.number).await?))
 }
 
 /// What was there when it began. Both sides are counted up to then, or live mail would always be missing in one of them.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::killed;
 use super::support::{
-    SHARED, connect, consented, deliver, in_step, row, row_of, stored, subscribed, subscriptions, told,
+    SHARED, connect, consented, deliver, in_step, lose, row, row_of, stored, subscribed, subscriptions, told,
 };
 
 const SALES: &str = "sales@acme.example";
@@ -462,22 +462,6 @@ async fn a_job_that_died_behind_its_last_step_leaves_the_next_mailbox_of_the_add
         assert_eq!(receipts(&world, "mailbox.disconnected").len(), 1);
         world.close().await;
     }
-}
-
-/// A job as it stood when its worker was lost, behind all it did.
-async fn lose(world: &World, job: &str) {
-    let now = world.clock.now();
-    let lost: Result<_, StoreError> = world
-        .store
-        .transaction("lose", |tx| {
-            async move {
-                let sql = "UPDATE jobs SET state = 'running', result = NULL, finished_at = NULL, lease_until = $2 WHERE id = $1";
-                Ok(followthrough::sql!(tx, execute, sql, job, now)?)
-            }
-            .scope_boxed()
-        })
-        .await;
-    assert_eq!(lost.expect("the store answers"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -250,6 +250,22 @@ pub(crate) fn throttled(world: &World, calls: u32, retry_after_seconds: i64) {
     });
 }
 
+/// A job as it stood when its worker was lost, behind all it did.
+pub(crate) async fn lose(world: &World, job: &str) {
+    let now = world.clock.now();
+    let lost: Result<_, StoreError> = world
+        .store
+        .transaction("lose", |tx| {
+            async move {
+                let sql = "UPDATE jobs SET state = 'running', result = NULL, finished_at = NULL, lease_until = $2 WHERE id = $1";
+                Ok(followthrough::sql!(tx, execute, sql, job, now)?)
+            }
+            .scope_boxed()
+        })
+        .await;
+    assert_eq!(lost.expect("the store answers"), 1);
+}
+
 /// Ends the following, so that a world can be at rest.
 pub(crate) async fn leave(world: &World) {
     world.run("leave", "mailbox.disconnect", json!({"mailbox": SHARED}), "succeeded").await;
