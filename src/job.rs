@@ -164,6 +164,23 @@ pub fn is_storable(moment: DateTime<Utc>) -> bool {
     (1970..=9999).contains(&moment.year())
 }
 
+pub const ADDRESS: &str = "expected an e-mail address";
+
+/// Refuses what cannot be an address; whether anybody reads mail there is not for us to know.
+pub fn is_address(text: &str) -> bool {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || "<>,;\"()[]\\".contains(c);
+    text.len() <= 320
+        && !text.contains(odd)
+        && text.split_once('@').is_some_and(|(local, domain)| {
+            !local.is_empty()
+                && local.len() <= 64
+                && !domain.is_empty()
+                && !domain.contains('@')
+                && !domain.starts_with('.')
+                && !domain.ends_with('.')
+        })
+}
+
 /// An envelope that fits a registered kind.
 pub struct Decoded {
     pub envelope: Envelope,

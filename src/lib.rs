@@ -16,8 +16,8 @@
 //!
 //! **Microsoft.** [`oauth`] turns a person's consent into a [`vault`] entry, [`vault`] refresh tokens into
 //! short-lived access tokens, [`connected`] tells the rest what changed; [`http`] is the only place that
-//! sends, [`auth`] a call with a user's token; [`graph`] and [`dataverse`] are the clients, [`microsoft`]
-//! makes them per connection;
+//! sends, [`auth`] a call with a user's token, [`cool_down`] keeps back one that would come too soon;
+//! [`graph`] and [`dataverse`] are the clients, [`microsoft`] makes them per connection;
 //! [`mailbox`] is what is known of the shared mailboxes; [`intake`] takes what Microsoft tells of their changes;
 //! [`disconnect`] ends a connection with all that was begun with it.
 //!

@@ -3,7 +3,7 @@
 //! The invariant: what comes out of [`Body`] is what the publisher meant to say. Raw HTML inside Markdown is
 //! shown as text, not obeyed.
 
-use followthrough::job::Invalid;
+use followthrough::job::{ADDRESS, Invalid, is_address};
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, html};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -65,20 +65,8 @@ impl Address {
     }
 }
 
-/// Refuses what cannot be an address; whether anybody reads mail there is not for us to know.
 pub fn check_address(text: &str, path: &str) -> Result<(), Invalid> {
-    let odd = |c: char| c.is_control() || c.is_whitespace() || "<>,;\"()[]\\".contains(c);
-    let fits = text.len() <= 320
-        && !text.contains(odd)
-        && text.split_once('@').is_some_and(|(local, domain)| {
-            !local.is_empty()
-                && local.len() <= 64
-                && !domain.is_empty()
-                && !domain.contains('@')
-                && !domain.starts_with('.')
-                && !domain.ends_with('.')
-        });
-    if fits { Ok(()) } else { Err(Invalid::new(path, "expected an e-mail address").code("invalid_address")) }
+    if is_address(text) { Ok(()) } else { Err(Invalid::new(path, ADDRESS).code("invalid_address")) }
 }
 
 /// Checks a list of addresses under one name.

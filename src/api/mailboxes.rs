@@ -15,7 +15,7 @@ use super::Api;
 use super::error::{ApiError, Result};
 use super::request::{Body, Path, Query, cursor, limit, position};
 use crate::api_key::Caller;
-use crate::job::{STORABLE, is_storable};
+use crate::job::{ADDRESS, STORABLE, is_address, is_storable};
 use crate::mailbox::attachments::{self, Contents};
 use crate::mailbox::content::Detail;
 use crate::mailbox::desk::{self, MailboxView};
@@ -82,10 +82,8 @@ async fn connect_mailbox(
         }
     }
     let address = new.address.trim();
-    let at = address.find('@');
-    let plain = address.len() <= 320 && !address.chars().any(|c| c.is_control() || c.is_whitespace());
-    if !plain || at.is_none_or(|at| at == 0 || at + 1 == address.len()) {
-        return Err(ApiError::bad("invalid_body", "address", "expected an e-mail address"));
+    if !is_address(address) {
+        return Err(ApiError::bad("invalid_body", "address", ADDRESS));
     }
     let registered = desk::connect(&api.services, &new.workspace, &new.user, address, days).await?;
     if let Registered::Taken(known) | Registered::Known(known) = &registered

@@ -1,7 +1,7 @@
 //! The tree of folders, as it was seen last.
 //!
-//! The invariant: a folder that was not seen is gone only when the whole tree was read without a fault; of a mailbox that
-//! is being ended nothing is written down.
+//! The invariant: a folder that was not seen is gone only when the whole tree was read without a fault and nobody else
+//! wrote it down meanwhile; of a mailbox that is being ended nothing is written down.
 
 use std::collections::HashSet;
 
@@ -14,14 +14,15 @@ use crate::store::mailbox::{self, Mailbox};
 use crate::store::{StoreError, message};
 
 impl Mailboxes {
-    /// Writes down the whole tree: new folders, renamed ones, those that are gone.
+    /// Writes down the whole tree, read since `mailbox` was: new folders, renamed ones, those that are gone.
     pub async fn saw_tree(&self, mailbox: &Mailbox, seen: &[Seen]) -> Result<(), Failure> {
         let (id, now) = (mailbox.id, self.now());
         let store = &self.services.store;
         let written: Result<_, StoreError> = store
             .transaction("mailbox_tree", |tx| {
                 async move {
-                    if !mailbox::hold(tx, id).await? {
+                    if !mailbox::hold(tx, id).await? || mailbox::get(tx, id).await?.tree_at != mailbox.tree_at
+                    {
                         return Ok(());
                     }
                     let known = folder::of_mailbox(tx, id).await?;

@@ -25,13 +25,15 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sync::{no_access, replaced};
+use super::sync::{look_at_tree, no_access, replaced};
 use super::{READ, connect, said};
 
 /// Short enough for a drain to wait for.
 const SLICE: TimeDelta = TimeDelta::seconds(15);
 /// Calls at once.
 const LANES: u16 = 2;
+/// A tree that was looked at within this is that of now.
+const TREE: TimeDelta = TimeDelta::seconds(10);
 /// Folders in which something is missing are read again this often.
 const AGAIN: i64 = 2;
 
@@ -105,18 +107,23 @@ impl Job for MailboxBackfill {
             // Ended meanwhile, or not begun: there is nothing to fill.
             return Ok(MailboxFilled { state: state::CANCELLED.into(), found: 0, stored: 0 });
         }
-        let number = self.begin(cx, &mailbox).await?;
-        match cx.mailboxes().fill(&mailbox, number).await? {
-            Stand::Runs(backfill) => match slice(cx, &mailbox, &backfill).await {
-                Ok(filled) => filled.ok_or_else(Failure::continues),
-                Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
-            },
-            over => ended(over).ok_or_else(Failure::continues),
+        match self.fill(cx, &mailbox).await {
+            Ok(filled) => filled.ok_or_else(Failure::continues),
+            Err(failure) => Err(put_off(cx, said(cx, &mailbox, failure).await)),
         }
     }
 }
 
 impl MailboxBackfill {
+    /// `None` while there is more to read.
+    async fn fill(&self, cx: &Context, mailbox: &Mailbox) -> Result<Option<MailboxFilled>, Failure> {
+        let number = self.begin(cx, mailbox).await?;
+        match cx.mailboxes().fill(mailbox, number).await? {
+            Stand::Runs(backfill) => slice(cx, mailbox, &backfill).await,
+            over => Ok(ended(over)),
+        }
+    }
+
     /// Begun once: a job whose backfill was cancelled begins no other, and is in no other's way.
     async fn begin(&self, cx: &Context, mailbox: &Mailbox) -> Result<i64, Failure> {
         let floor = match (self.days, self.since) {
@@ -128,6 +135,8 @@ impl MailboxBackfill {
         let ours = cx.mailboxes();
         let begun = |intent: Intent| async move { cx.mailboxes().begun_fill(mailbox, intent.id).await };
         let begin = |intent: Intent| async move {
+            // A folder that nobody knows yet would be left out, and not be missed.
+            look_at_tree(cx, &cx.graph()?.of_mailbox(&mailbox.address), mailbox, TREE).await?;
             ours.begin_fill(mailbox, intent.id, floor).await?.ok_or_else(|| {
                 let message = "another backfill of this mailbox runs; cancel it first";
                 Failure::reject("backfill_running", message)

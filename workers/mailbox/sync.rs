@@ -171,7 +171,7 @@ fn is_of_folder(folder: &Folder, failure: &Failure) -> bool {
 
 async fn look(cx: &Context, mailbox: &Mailbox) -> Result<Seen, Failure> {
     let graph = cx.graph()?.of_mailbox(&mailbox.address);
-    look_at_tree(cx, &graph, mailbox).await?;
+    look_at_tree(cx, &graph, mailbox, TREE).await?;
     let mut seen = Seen::default();
     let look = Look { cx, graph: &graph, mailbox, until: cx.now() + SLICE };
     for folder in cx.mailboxes().folders(mailbox).await? {
@@ -202,8 +202,14 @@ async fn look(cx: &Context, mailbox: &Mailbox) -> Result<Seen, Failure> {
     Ok(seen)
 }
 
-async fn look_at_tree(cx: &Context, graph: &Graph, mailbox: &Mailbox) -> Result<(), Failure> {
-    if mailbox.tree_at.is_some_and(|at| cx.now() - at < TREE) && mailbox.state == state::CONNECTED {
+/// Unless it was looked at within `fresh`.
+pub(super) async fn look_at_tree(
+    cx: &Context,
+    graph: &Graph,
+    mailbox: &Mailbox,
+    fresh: TimeDelta,
+) -> Result<(), Failure> {
+    if mailbox.tree_at.is_some_and(|at| cx.now() - at < fresh) && mailbox.state == state::CONNECTED {
         return Ok(());
     }
     let known: Vec<(String, String)> = cx

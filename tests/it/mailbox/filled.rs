@@ -1,13 +1,16 @@
 //! What a backfill asks Microsoft for, and what it does not ask for twice.
 
 use chrono::TimeDelta;
-use followthrough_tests::world::{Pair, World};
+use followthrough_tests::world::{ADA, Pair, World};
+use http::Method;
 use m365_sim::Fault;
 use m365_sim::fault::When;
 use m365_sim::graph::{Fill, NewMessage};
+use serde_json::json;
 
 use super::support::{
-    SHARED, connect, consented, filled, folders, heard, in_step, leave, once_each, stored_ids,
+    SHARED, connect, consented, end, filled, folders, heard, in_step, leave, once_each, pass_until, row,
+    stored_ids,
 };
 
 /// Lists of a folder's past, without the counts.
@@ -86,5 +89,26 @@ async fn a_second_that_holds_more_messages_than_any_page_stops_nothing() {
         once_each(&world).await;
         leave(&world).await;
         world.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_that_were_made_since_the_tree_was_looked_at_are_read_with_the_others() {
+    const STEP: TimeDelta = TimeDelta::seconds(20);
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let moving = World::open_moving(pair, |config| config.workers.lease = "1h".into());
+        let Some(world) = moving.await else { continue };
+        world.connect(ADA, "shared-mailbox").await;
+        connect(&world, 0).await;
+        let later = world.clock.now() + TimeDelta::minutes(2);
+        pass_until(&world, STEP, "two minutes are over", || async { world.clock.now() > later }).await;
+        world.sim().graph().fill(SHARED, &Fill { messages: 300, folders: 5, ..Fill::default() });
+        let path = format!("/v1/mailboxes/{}/backfill", row(&world).await.id);
+        assert_eq!(world.api(Method::POST, &path, Some(&json!({"days": 40}))).await.0, 202);
+        let over = || async { !heard(&world, "mailbox.backfill.completed").is_empty() };
+        pass_until(&world, STEP, "the backfill is over", over).await;
+        let ended = &heard(&world, "mailbox.backfill.completed")[0]["data"];
+        assert_eq!(ended["found"], 300, "{ended}");
+        Box::pin(end(world, STEP)).await;
     }
 }

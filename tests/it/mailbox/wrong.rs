@@ -120,6 +120,12 @@ async fn a_mailbox_is_connected_once_and_its_address_is_free_after_it() {
     let path = format!("/v1/connections/{connection}");
     for (body, path) in [
         (json!({"workspace": "acme", "user": ADA, "address": "support"}), "address"),
+        (json!({"workspace": "acme", "user": ADA, "address": "<b>support</b>@acme.example"}), "address"),
+        (json!({"workspace": "acme", "user": ADA, "address": "support@acme.example@globex"}), "address"),
+        (
+            json!({"workspace": "acme", "user": ADA, "address": format!("{}@acme.example", "s".repeat(65))}),
+            "address",
+        ),
         (json!({"workspace": "acme", "user": ADA, "address": SHARED, "backfill_days": 366}), "backfill_days"),
     ] {
         let (status, refused) = world.api(Method::POST, "/v1/mailboxes", Some(&body)).await;
