@@ -166,7 +166,7 @@ pub fn is_storable(moment: DateTime<Utc>) -> bool {
 
 pub const ADDRESS: &str = "expected an e-mail address";
 
-/// Refuses what cannot be an address; whether anybody reads mail there is not for us to know.
+/// What can be one; whether anybody reads mail there is not for us to know.
 pub fn is_address(text: &str) -> bool {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "<>,;\"()[]\\".contains(c);
     text.len() <= 320

@@ -112,18 +112,16 @@ pub(super) fn settlement(
         }
         // It had all permits there are: whoever waits for one asks before it comes back.
         Disposition::Continue if held.gate.is_some() && held.permits >= services.ledger.slots() => {
-            settlement.ending.attempt_delta = -1;
-            (settlement.ending.code, settlement.ending.message) = (None, None);
-            put_off(services, &mut settlement, decoded, held.attempt - 1, now + BREATH, now);
+            go_on(&mut settlement.ending, held);
+            put_off(services, &mut settlement, decoded, 0, now + BREATH, now);
             Verdict::Continued
         }
         Disposition::Continue => {
+            go_on(&mut settlement.ending, held);
             settlement.ending.state = state::QUEUED;
             settlement.ending.due_at = Some(now);
-            settlement.ending.attempt_delta = -1;
-            (settlement.ending.code, settlement.ending.message) = (None, None);
             let target = Target::Job { kind: decoded.envelope.kind.clone() };
-            let headers = BTreeMap::from([(header::ATTEMPT.to_owned(), (held.attempt - 1).to_string())]);
+            let headers = BTreeMap::from([(header::ATTEMPT.to_owned(), "0".to_owned())]);
             settlement.owed.push(outbox::job_message(&decoded.envelope, &target, &headers));
             Verdict::Continued
         }
@@ -176,6 +174,12 @@ fn meaning(
         (true, false) => Disposition::Reject,
         (false, _) => failure.disposition,
     }
+}
+
+/// A slice was done: what went wrong before it is made good, and nothing is counted against the next one.
+fn go_on(ending: &mut Ending, held: &Held) {
+    ending.attempt_delta = -held.attempt;
+    (ending.code, ending.message) = (None, None);
 }
 
 fn put_off(

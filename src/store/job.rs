@@ -144,7 +144,8 @@ pub struct Ending {
     pub message: Option<String>,
     pub result: Option<String>,
     pub due_at: Option<DateTime<Utc>>,
-    /// `-1` takes back an attempt that never was one (drained, deferred).
+    /// `-1` takes back an attempt that never was one (drained, deferred). Where no attempt is left to count, no lost worker
+    /// is either.
     pub attempt_delta: i32,
     pub finished: bool,
     /// The grant that did not do, where the job waits for a better one.
@@ -285,7 +286,8 @@ pub async fn end(tx: &mut Tx, endings: &[Ending], now: DateTime<Utc>) -> Result<
         });
         query.push(
             ") UPDATE jobs SET state = v_state, cause = v_cause, code = v_code, message = v_message, \
-             result = v_result, due_at = v_due, attempt = attempt + v_delta, finished_at = v_finished, \
+             result = v_result, due_at = v_due, attempt = attempt + v_delta, \
+             crashes = CASE WHEN attempt + v_delta = 0 THEN 0 ELSE crashes END, finished_at = v_finished, \
              parked_grant = v_grant, fence = fence + 1, holder = NULL, lease_until = NULL, gate = NULL, updated_at = ",
         );
         query.push_bind(now);

@@ -1,11 +1,13 @@
 //! What a backfill asks Microsoft for, and what it does not ask for twice.
 
 use chrono::TimeDelta;
+use followthrough::store::StoreError;
 use followthrough_tests::world::{ADA, Pair, World};
 use http::Method;
 use m365_sim::Fault;
 use m365_sim::fault::When;
 use m365_sim::graph::{Fill, NewMessage};
+use scoped_futures::ScopedFutureExt;
 use serde_json::json;
 
 use super::support::{
@@ -109,6 +111,52 @@ async fn folders_that_were_made_since_the_tree_was_looked_at_are_read_with_the_o
         pass_until(&world, STEP, "the backfill is over", over).await;
         let ended = &heard(&world, "mailbox.backfill.completed")[0]["data"];
         assert_eq!(ended["found"], 300, "{ended}");
+        Box::pin(end(world, STEP)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_were_lost_before_a_slice_was_done_are_not_held_against_the_next() {
+    const STEP: TimeDelta = TimeDelta::seconds(5);
+    for pair in [Pair::Embedded, Pair::Servers] {
+        let moving = World::open_moving(pair, |config| config.workers.lease = "1h".into());
+        let Some(world) = moving.await else { continue };
+        world.connect(ADA, "shared-mailbox").await;
+        connect(&world, 0).await;
+        let later = world.clock.now() + TimeDelta::minutes(1);
+        pass_until(&world, STEP, "a minute is over", || async { world.clock.now() > later }).await;
+        world.sim().graph().fill(SHARED, &Fill { messages: 500, folders: 4, ..Fill::default() });
+        let tree = Fault::status(503, When::Before).path(&format!("/v1.0/users/{SHARED}/mailFolders"));
+        world.sim().inject(tree.times(0));
+        let asked = world.envelope("fill", "mailbox.backfill", json!({"mailbox": SHARED, "days": 40}));
+        world.publish(&[asked]).await;
+        world.until("it waits", || async { world.state("fill").await == "waiting" }).await;
+        // As if it had cost nine workers by then.
+        let lost: Result<_, StoreError> = world
+            .store
+            .transaction("lost", |tx| {
+                async move {
+                    let sql =
+                        "UPDATE jobs SET attempt = 9, crashes = 9 WHERE id = 'fill' AND state = 'waiting'";
+                    Ok(followthrough::sql!(tx, execute, sql)?)
+                }
+                .scope_boxed()
+            })
+            .await;
+        assert_eq!(lost.expect("the store answers"), 1);
+        world.sim().clear_faults();
+        let list = Fault::hold(When::Before).method("GET").path("*/mailFolders/*/messages");
+        let held = world.sim().inject(list.nth(20));
+        pass_until(&world, STEP, "a list is under way", || async { world.sim().holds(held) }).await;
+        // Longer than a slice takes.
+        world.pass(TimeDelta::seconds(20));
+        world.sim().release(held);
+        let over = || async { !heard(&world, "mailbox.backfill.completed").is_empty() };
+        pass_until(&world, STEP, "the backfill is over", over).await;
+        world.until_state("fill", "succeeded").await;
+        let row = world.job("fill").await.expect("the row");
+        assert_eq!((row.attempt, row.crashes), (1, 0), "{row:?}");
+        assert_eq!(heard(&world, "mailbox.backfill.completed")[0]["data"]["found"], 500);
         Box::pin(end(world, STEP)).await;
     }
 }
